@@ -1,0 +1,1 @@
+"""Typed configuration: schemas, composition, validation and run identity (imports neither torch nor transformers)."""

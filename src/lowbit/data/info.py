@@ -1,0 +1,34 @@
+"""What the rest of the framework must know about a data set to build models and metrics."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """Static facts of a data set; text fields are None for images and the other way round.
+
+    Attributes:
+        name: Name of the data group choice.
+        modality: What a batch holds besides `labels`: `pixel_values`, or token ids with their masks.
+        task: Kind of head and task loss.
+        num_labels: Width of the head.
+        metric: Key for `build_metric`.
+        train_size: Rows of the training split.
+        vocab_size: Number of word ids; None if a model's tokenizer decides.
+        max_length: Longest sequence that a batch can hold, special tokens included; None if a model's tokenizer
+            decides and the config sets no limit.
+        image_size: Height and width in pixels.
+        channels: Colour channels.
+    """
+
+    name: str
+    modality: Literal["image", "text"]
+    task: Literal["classification", "regression"]
+    num_labels: int
+    metric: Literal["accuracy", "matthews"]
+    train_size: int
+    vocab_size: int | None = None
+    max_length: int | None = None
+    image_size: int | None = None
+    channels: int | None = None

@@ -1,0 +1,111 @@
+"""Splits held in memory that turn the rows of a batch into tensors at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lowbit.data.sampling import StepRows, Stream, generator_for
+
+Batch: TypeAlias = dict[str, Tensor]
+
+
+class Split(Dataset[Batch], ABC):
+    """Rows with labels; a DataLoader fetches a whole batch through `__getitems__`."""
+
+    def __init__(self, labels: Tensor) -> None:
+        """Keep the labels."""
+        self.labels = labels
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> Batch:
+        """Return a batch of one row."""
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: Sequence[int] | StepRows) -> Batch:
+        """Return the batch of some rows; only rows that come with their training step are augmented."""
+        if isinstance(rows, StepRows):
+            return self._batch(torch.tensor(rows.rows), rows.step)
+        return self._batch(torch.tensor(rows), None)
+
+    @abstractmethod
+    def _batch(self, rows: Tensor, step: int | None) -> Batch:
+        """Build the tensors of a batch."""
+
+
+@dataclass(frozen=True)
+class RandomShift:
+    """Moves each image by -1, 0 or 1 pixel in both directions; `background` fills the edge that opens."""
+
+    seed: int
+    background: float
+
+    def __call__(self, images: Tensor, step: int) -> Tensor:
+        """Return shifted copies of square images; the shifts depend on (seed, step) and place in the batch."""
+        batch, channels, side, _ = images.shape
+        shift = torch.randint(3, (batch, 2), generator=generator_for(self.seed, Stream.augment, step))
+        padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=self.background)
+        # (batch, side, 2): the rows and columns of the padded image that each image keeps.
+        window = torch.arange(side)[None, :, None] + shift[:, None, :]
+        return padded[
+            torch.arange(batch)[:, None, None, None],
+            torch.arange(channels)[None, :, None, None],
+            window[:, None, :, None, 0],
+            window[:, None, None, :, 1],
+        ]
+
+
+class ImageSplit(Split):
+    """Images and labels."""
+
+    def __init__(self, images: Tensor, labels: Tensor, augment: RandomShift | None = None) -> None:
+        """Keep float32 images and int64 labels."""
+        super().__init__(labels)
+        self.images = images
+        self.augment = augment
+
+    def _batch(self, rows: Tensor, step: int | None) -> Batch:
+        images = self.images[rows]
+        if self.augment is not None and step is not None:
+            images = self.augment(images, step)
+        return {"pixel_values": images, "labels": self.labels[rows]}
+
+
+class TextSplit(Split):
+    """Token ids and labels, padded on the right to `pad_to`, or to the longest sequence of the batch if it is None."""
+
+    def __init__(self, ids: Sequence[Sequence[int]], labels: Tensor, pad_id: int, pad_to: int | None) -> None:
+        """Store the sequences as one padded matrix: a batch is then a gather and a slice."""
+        super().__init__(labels)
+        self.lengths = torch.tensor([len(row) for row in ids])
+        self.longest = int(self.lengths.max())
+        width = self.longest if pad_to is None else pad_to
+        self.pad_to = pad_to
+        self.input_ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in ids])
+
+    def _batch(self, rows: Tensor, step: int | None) -> Batch:
+        lengths = self.lengths[rows]
+        width = int(lengths.max()) if self.pad_to is None else self.pad_to
+        input_ids = self.input_ids[rows, :width]
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+            "token_type_ids": torch.zeros_like(input_ids),
+            "labels": self.labels[rows],
+        }
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three parts of a data set."""
+
+    train: Split
+    validation: Split
+    test: Split

@@ -1,0 +1,126 @@
+"""Loss terms: a loss function bound to the trace fields it reads and to a weight that may move over a stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lowbit.losses import functional as L
+
+_FIELDS: dict[str, frozenset[str]] = {
+    "logits": frozenset(),
+    "task": frozenset(),
+    "hidden": frozenset({"embeddings", "hidden"}),
+    "scores": frozenset({"scores"}),
+    "maps": frozenset({"probs"}),
+    "attn_block": frozenset({"attn_block"}),
+    "attn_out": frozenset({"attn_out"}),
+}
+RAMPS = ("constant", "linear", "cosine")
+
+
+class TraceLike(Protocol):
+    """What a term reads of a forward pass; `lowbit.modeling.Trace` is one."""
+
+    @property
+    def logits(self) -> Tensor:
+        """Model output, BC."""
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """One object per layer with the fields of `LayerTrace`."""
+
+    @property
+    def embeddings(self) -> Tensor | None:
+        """Input of the first layer, BLE."""
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """True at real tokens, BL."""
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of the training loss, summed over layers where it compares layers.
+
+    Attributes:
+        kind: `logits` (soft cross-entropy, or MSE for regression), `task` (labels), `hidden` (embeddings and layer
+            outputs), `scores`, `maps` (KL), `attn_block`, `attn_out`.
+        weight, weight_end, ramp: the weight at the stage's first step, at its last, and the path between.
+        reduction, temperature: of the soft cross-entropy.
+        mask: `full` or `valid`, see `lowbit.losses.functional`.
+
+    Raises:
+        ValueError: unknown kind or ramp, or a ramp without `weight_end`.
+    """
+
+    kind: str
+    weight: float = 1.0
+    weight_end: float | None = None
+    ramp: str = "constant"
+    reduction: str = "sum"
+    mask: str = "full"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in _FIELDS:
+            raise ValueError(f"loss kind {self.kind!r}: allowed are {', '.join(_FIELDS)}")
+        if self.ramp not in RAMPS:
+            raise ValueError(f"loss ramp {self.ramp!r}: allowed are {', '.join(RAMPS)}")
+        if (self.ramp == "constant") != (self.weight_end is None):
+            raise ValueError(f"loss {self.kind!r}: `ramp: linear` or `cosine` and `weight_end` go together")
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Trace fields that the term reads, of student and teacher."""
+        return _FIELDS[self.kind]
+
+    def weight_at(self, step: int, steps: int) -> float:
+        """Return the weight at step `step` (0-based) of a stage of `steps` steps."""
+        if self.weight_end is None:
+            return self.weight
+        progress = min(step / max(steps - 1, 1), 1.0)
+        if self.ramp == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.weight + (self.weight_end - self.weight) * progress
+
+    def __call__(self, student: TraceLike, teacher: TraceLike | None, labels: Tensor | None) -> Tensor:
+        """Return the unweighted loss, a scalar.
+
+        Raises:
+            ValueError: the term needs a teacher or labels that are not there.
+        """
+        if self.kind == "task":
+            if labels is None:
+                raise ValueError("loss 'task' needs labels, but the batch has none")
+            return L.task_loss(student.logits, labels)
+        if teacher is None:
+            raise ValueError(f"loss {self.kind!r} needs a teacher: set the stage's `teacher: true`")
+        if self.kind == "logits":
+            return self._logits(student.logits, teacher.logits)
+        mask = student.key_mask
+        pairs = [
+            (getattr(s, f), getattr(t, f))
+            for f in sorted(self.fields - {"embeddings"})
+            for s, t in zip(student.layers, teacher.layers, strict=True)
+        ]
+        if "embeddings" in self.fields:
+            pairs.insert(0, (student.embeddings, teacher.embeddings))
+        losses = [self._pair(s, t, mask) for s, t in pairs]
+        return sum(losses[1:], losses[0])
+
+    def _logits(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
+        if student_BC.shape[-1] == 1:
+            return L.logit_mse(student_BC, teacher_BC)
+        return L.soft_cross_entropy(student_BC, teacher_BC, reduction=self.reduction, temperature=self.temperature)
+
+    def _pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        if self.kind == "scores":
+            return L.score_mse(student, teacher, mask, rule=self.mask)
+        if self.kind == "maps":
+            return L.attention_map_kl(student, teacher, mask)
+        return L.hidden_mse(student, teacher, mask, rule=self.mask)

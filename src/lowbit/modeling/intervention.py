@@ -1,0 +1,96 @@
+"""Teacher intervention: which student tensors are replaced by the teacher's in one forward pass.
+
+The plan is an argument of the forward pass and never stored in a model or its config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowbit.modeling.trace import Trace
+
+SITES = ("probs", "context", "attn_out", "ffn_out", "hidden")
+_DETACHED = {"probs": ("query", "key"), "context": ("query", "key", "value"), "attn_out": ("query", "key", "value")}
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Sites that are replaced, in which layers, how far, and whether the published stop-gradients apply.
+
+    Under `probs` the inputs of Q and K are detached; under `context` and `attn_out` those of Q, K and V: the score
+    loss then trains its own layer's projections only. Source: Teacher Intervention (arXiv 2302.11812), released code.
+
+    Attributes:
+        sites: any of `SITES`.
+        layers: student layers, 0-based; None for all.
+        mix: 1 replaces; m < 1 computes with (1 - m) student + m teacher.
+        stop_gradient: apply the stop-gradients above.
+
+    Raises:
+        ValueError: unknown site, or a mix outside (0, 1].
+    """
+
+    sites: frozenset[str]
+    layers: frozenset[int] | None = None
+    mix: float = 1.0
+    stop_gradient: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = sorted(self.sites - set(SITES))
+        if unknown:
+            raise ValueError(f"intervention site {unknown[0]!r}: allowed are {', '.join(SITES)}")
+        if not 0 < self.mix <= 1:
+            raise ValueError(f"intervention mix={self.mix}: allowed is a number above 0 and up to 1")
+
+    def covers(self, layer: int) -> bool:
+        """Whether the layer is intervened."""
+        return self.layers is None or layer in self.layers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An intervention together with the teacher's tensors for this batch.
+
+    Raises:
+        ValueError: the teacher trace lacks a tensor that the intervention needs.
+    """
+
+    intervention: Intervention
+    teacher: Trace
+
+    def __post_init__(self) -> None:
+        for index, layer in enumerate(self.teacher.layers):
+            for site in sorted(self.intervention.sites):
+                if self.intervention.covers(index) and getattr(layer, site) is None:
+                    raise ValueError(
+                        f"intervention on {site!r} needs the teacher's {site!r} of layer {index}, which its forward "
+                        "pass did not record: add it to the fields of the teacher's forward"
+                    )
+        if not self.teacher.layers:
+            raise ValueError("intervention needs the teacher's layer tensors, but its trace has no layers")
+
+    def replace(self, layer: int, site: str, own: Tensor) -> Tensor:
+        """Return the tensor to compute with at this point: the teacher's, a mix, or the student's own.
+
+        Raises:
+            ValueError: teacher and student tensors differ in shape.
+        """
+        if site not in self.intervention.sites or not self.intervention.covers(layer):
+            return own
+        theirs: Tensor = getattr(self.teacher.layers[layer], site).detach().to(own.dtype)
+        if theirs.shape != own.shape:
+            raise ValueError(
+                f"intervention on {site!r}, layer {layer}: teacher {tuple(theirs.shape)} and student "
+                f"{tuple(own.shape)} differ in shape; choose a site at which they agree"
+            )
+        mix = self.intervention.mix
+        return theirs if mix == 1 else torch.lerp(own, theirs, mix)
+
+    def detaches(self, layer: int, role: str) -> bool:
+        """Whether the input of the query, key or value projection gets no gradient."""
+        if not self.intervention.stop_gradient or not self.intervention.covers(layer):
+            return False
+        return any(role in _DETACHED.get(site, ()) for site in self.intervention.sites)

@@ -1,0 +1,115 @@
+"""Recipe and Stage: a method is a list of stages, a stage is six slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lowbit.losses import LossTerm
+from lowbit.modeling import Intervention, Rule
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Settings of one optimizer; see `lowbit.training.optimizers`."""
+
+    kind: str
+    lr: float
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    max_grad_norm: float | None
+    step_counter: str
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """Settings of one learning-rate schedule; `warmup` is a fraction of the stage's steps."""
+
+    kind: str
+    warmup: float
+
+
+@dataclass(frozen=True)
+class InterventionSchedule:
+    """Phases of an intervention over the steps of a stage.
+
+    Attributes:
+        phases: (share, intervention) pairs. In sequence, phase k ends at step `steps * (share_1 + .. + share_k) /
+            total`, compared in integers; at random, one phase is drawn each step with equal probability.
+        random: draw instead of following the sequence.
+    """
+
+    phases: tuple[tuple[int, Intervention], ...]
+    random: bool = False
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Every site that some phase replaces."""
+        return frozenset(site for _, intervention in self.phases for site in intervention.sites)
+
+    def at(self, step: int, steps: int, seed: int) -> Intervention:
+        """Return the intervention at step `step` (0-based) of `steps`; a draw is a pure function of seed and step."""
+        if self.random:
+            draw = np.random.default_rng([seed, step]).integers(len(self.phases))
+            return self.phases[int(draw)][1]
+        total = sum(share for share, _ in self.phases)
+        reached = 0
+        for share, intervention in self.phases:
+            reached += share
+            if step * total < steps * reached:
+                return intervention
+        return self.phases[-1][1]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+        name: unique within the recipe.
+        steps: optimizer steps.
+        first_step: the recipe's step at which the stage begins; batches follow the recipe's step.
+        student: `teacher` (its weights), `previous` (the stage before), `fresh` (as built).
+        teacher: whether a teacher supervises.
+        rules: quantization rules; empty for full precision.
+        losses: terms by name.
+        intervention: schedule, or None.
+        optimizer, scheduler: fresh in every stage.
+        layer_map: the teacher layer that each student layer is compared with; None for one to one.
+    """
+
+    name: str
+    steps: int
+    first_step: int
+    student: str
+    teacher: bool
+    rules: tuple[Rule, ...]
+    losses: dict[str, LossTerm]
+    intervention: InterventionSchedule | None
+    optimizer: Optimizer
+    scheduler: Scheduler
+    layer_map: tuple[int, ...] | None = None
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Trace fields that the losses read."""
+        return frozenset(name for term in self.losses.values() for name in term.fields)
+
+    def intervention_at(self, step: int, seed: int) -> Intervention | None:
+        """Return the intervention at a step of this stage."""
+        return None if self.intervention is None else self.intervention.at(step, self.steps, seed)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An ordered list of stages."""
+
+    name: str
+    stages: tuple[Stage, ...] = field(default_factory=tuple)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all stages."""
+        return sum(stage.steps for stage in self.stages)

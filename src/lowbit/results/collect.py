@@ -1,0 +1,128 @@
+"""From run directories to table rows: group the cells over seeds, add the teachers."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lowbit.results.rows import TEACHER, Cell, Row
+from lowbit.results.run_file import RUN_FILE, read_run
+
+__all__ = ["Cell", "Row", "collect"]
+
+_MB = 1e6
+# Runs of one row are averaged, so none of these may differ between them.
+_SAME_IN_A_ROW = ("data.name", "model.name", "method.name", "quantizer.name")
+
+_Found = tuple[Path, dict[str, Any]]
+_Member = tuple[Cell, dict[str, Any] | None]
+
+
+def collect(cells: Iterable[Cell]) -> list[Row]:
+    """Read the runs of `cells` into rows, in order of first appearance, each teacher before its first student.
+
+    Raises:
+        ValueError: a `run.json` is unreadable, or runs that one row would average are not comparable.
+    """
+    rows: list[Row] = []
+    teachers: set[str] = set()
+    for label, members in _group(cells):
+        found = [(cell.run_dir, run) for cell, run in members if run is not None]
+        _check_comparable(label, found)
+        for _, run in found:
+            teacher = run["teacher"]
+            if teacher is not None and teacher["id"] not in teachers:
+                teachers.add(teacher["id"])
+                rows.append(_teacher_row(teacher, run["primary_metric"]))
+        missing = [cell.command for cell, run in members if run is None]
+        rows.append(_student_row(label, [run for _, run in found], missing))
+    return rows
+
+
+def _group(cells: Iterable[Cell]) -> list[tuple[str, list[_Member]]]:
+    """Group the cells that differ only in their seed; a run directory that is listed twice counts once."""
+    members: list[_Member] = []
+    for cell in cells:
+        run = read_run(cell.run_dir)
+        members.append((cell, run if run is not None and run["status"] == "finished" else None))
+    # Unlabelled cells that have not run belong to the row of those that have: only they know the method.
+    methods = (_get(run, "method.name") for cell, run in members if run is not None and not _swept(cell))
+    unlabelled = next(methods, None)
+    groups: dict[tuple[tuple[str, str], ...], tuple[str, dict[Path, _Member]]] = {}
+    for cell, run in members:
+        method = _get(run, "method.name") if run is not None else unlabelled
+        labels = _swept(cell) or {"method": str(method or cell.run_dir.parent.name)}
+        # Sorted, so that the order of the keys does not split a row.
+        _, group = groups.setdefault(tuple(sorted(labels.items())), (_label(labels), {}))
+        group.setdefault(cell.run_dir, (cell, run))
+    return [(label, list(group.values())) for label, group in groups.values()]
+
+
+def _swept(cell: Cell) -> dict[str, str]:
+    return {key: value for key, value in cell.labels.items() if key != "seed"}
+
+
+def _label(labels: dict[str, str]) -> str:
+    method = [labels["method"]] if "method" in labels else []
+    return ", ".join(method + [f"{key}={value}" for key, value in labels.items() if key != "method"])
+
+
+def _get(run: dict[str, Any], dotted: str) -> Any:
+    node: Any = run["config"]
+    for key in dotted.split("."):
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
+
+
+def _check_comparable(label: str, found: list[_Found]) -> None:
+    def identity(run: dict[str, Any]) -> dict[str, Any]:
+        facts = {key: _get(run, key) for key in _SAME_IN_A_ROW}
+        return {"primary_metric": run["primary_metric"], **facts, "size.bits": run["size"]["bits"]}
+
+    for run_dir, run in found[1:]:
+        first_dir, first = found[0]
+        for (key, expected), actual in zip(identity(first).items(), identity(run).values(), strict=True):
+            if actual != expected:
+                raise ValueError(
+                    f"row {label!r} would average runs that are not comparable: {first_dir / RUN_FILE} has "
+                    f"{key}={expected!r}, {run_dir / RUN_FILE} has {key}={actual!r}. Runs of one row may differ "
+                    "only in their seed: give the cells a label for what differs, or use two tables."
+                )
+
+
+def _teacher_row(teacher: dict[str, Any], metric: str) -> Row:
+    value = teacher["metrics"].get(metric)
+    float_mb = teacher["size"]["float_bytes"] / _MB
+    return Row(
+        label=TEACHER,
+        metric=metric,
+        values=[] if value is None else [float(value)],
+        bits=teacher["size"].get("bits", "32"),
+        simulated_mb=float_mb,
+        compression=1.0,
+        steps=teacher["steps"],
+        seconds=teacher["seconds"],
+        n=1,
+        expected=1,
+        teacher_id=teacher["id"],
+    )
+
+
+def _student_row(label: str, runs: list[dict[str, Any]], missing: list[str]) -> Row:
+    teachers = dict.fromkeys(run["teacher"]["id"] for run in runs if run["teacher"] is not None)
+    return Row(
+        label=label,
+        metric=runs[0]["primary_metric"] if runs else None,
+        values=[float(run["metrics"][run["primary_metric"]]) for run in runs],
+        bits=runs[0]["size"]["bits"] if runs else None,
+        simulated_mb=fmean(run["size"]["simulated_bytes"] for run in runs) / _MB if runs else None,
+        compression=fmean(run["size"]["compression"] for run in runs) if runs else None,
+        steps=round(fmean(run["steps"] for run in runs)) if runs else None,
+        seconds=fmean(run["seconds"] for run in runs) if runs else None,
+        n=len(runs),
+        expected=len(runs) + len(missing),
+        missing=missing,
+        teacher_id=", ".join(teachers) or None,
+        commits=tuple(dict.fromkeys(run.get("commit") or "unknown" for run in runs)),
+        devices=tuple(dict.fromkeys(run.get("device") or "unknown" for run in runs)),
+    )

@@ -1,0 +1,110 @@
+"""`run.json`: the one file that a finished run leaves for the tables."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+
+# What the tables read; a file that lacks one of these cannot become a row.
+_REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "status": str,
+    "config": dict,
+    "primary_metric": str,
+    "metrics": dict,
+    "teacher": (dict, type(None)),
+    "size": dict,
+    "steps": int,
+    "seconds": (int, float),
+}
+_REQUIRED_SIZE = ("float_bytes", "simulated_bytes", "compression", "bits")
+_REQUIRED_TEACHER = ("id", "metrics", "size", "steps", "seconds")
+
+
+def write_json(path: Path, payload: Any) -> None:
+    """Write `payload` so that a reader sees the old file or the whole new one, never a part.
+
+    Raises:
+        TypeError: `payload` holds something that JSON cannot express; the old file stays.
+    """
+    # Serialized before any file is touched, so a bad payload leaves nothing behind.
+    write_text(path, json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The same folder, because os.replace is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file, or None if there is no such file.
+
+    Raises:
+        ValueError: the file is not valid JSON.
+    """
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:  # also covers bytes that are not UTF-8
+        raise ValueError(_message(path, f"is not valid JSON ({error})")) from error
+
+
+def read_run(run_dir: Path) -> dict[str, Any] | None:
+    """Return the `run.json` of `run_dir`, or None if the run has not written one.
+
+    Raises:
+        ValueError: the file is not JSON, of another schema, or lacks what a table row needs.
+    """
+    path = run_dir / RUN_FILE
+    payload = read_json(path)
+    if payload is None and not path.exists():
+        return None
+    problem = _problem(payload)
+    if problem is not None:
+        raise ValueError(_message(path, problem))
+    run: dict[str, Any] = payload
+    return run
+
+
+def _message(path: Path, problem: str) -> str:
+    return f"{path} {problem}. Delete that file and run the same command again to rewrite it."
+
+
+def _problem(payload: Any) -> str | None:
+    """Say what keeps `payload` from being a run, or None."""
+    if not isinstance(payload, dict):
+        return f"holds a {type(payload).__name__}, expected an object"
+    if payload.get("schema") != SCHEMA:
+        return f"has schema {payload.get('schema')!r}, this version of lowbit reads schema {SCHEMA}"
+    missing = [key for key in _REQUIRED if key not in payload]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    wrong = [key for key, kind in _REQUIRED.items() if not isinstance(payload[key], kind)]
+    if wrong:
+        return "has values of the wrong type: " + ", ".join(f"{key}={payload[key]!r}" for key in wrong)
+    missing = [f"size.{key}" for key in _REQUIRED_SIZE if key not in payload["size"]]
+    if payload["teacher"] is not None:
+        missing += [f"teacher.{key}" for key in _REQUIRED_TEACHER if key not in payload["teacher"]]
+        missing += [] if "float_bytes" in payload["teacher"].get("size", {}) else ["teacher.size.float_bytes"]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    primary = payload["primary_metric"]
+    if not isinstance(payload["metrics"].get(primary), int | float):
+        return f"has no number for its primary metric {primary!r} (metrics: {', '.join(payload['metrics']) or 'none'})"
+    return None

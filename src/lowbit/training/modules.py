@@ -1,0 +1,172 @@
+"""The LightningModules: FinetuneModule (labels) and DistillationModule (any method: a stage fills its slots)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lowbit.modeling import Instrument, Plan, Trace
+from lowbit.recipes import Stage
+from lowbit.training.guards import check_finite
+from lowbit.training.optimizers import build_optimizer
+from lowbit.training.randomness import seed_step
+from lowbit.training.schedules import build_schedule
+
+Batch = dict[str, Tensor]
+
+
+class FinetuneModule(L.LightningModule):
+    """Train one instrumented model on labels: the teacher, or a baseline without one.
+
+    Args:
+        student: the prepared model.
+        stage: losses, optimizer, schedule and number of steps.
+        metric: torchmetrics metric of the data set, name and object.
+        seed: all randomness of step g (dropout, draws of interventions) is a function of (seed, recipe step).
+    """
+
+    def __init__(self, student: Instrument, stage: Stage, metric: tuple[str, Metric], seed: int) -> None:
+        super().__init__()
+        self.student = student.model
+        self._instrument = student
+        self.stage = stage
+        self.metric_name = metric[0]
+        self.metrics = nn.ModuleDict({view: metric[1].clone() for view in self.views})
+        self.seed = seed
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """How the student is evaluated: plainly."""
+        return ("plain",)
+
+    @property
+    def phase(self) -> str:
+        """What the progress bar shows for the current step."""
+        return self.stage.name
+
+    def on_train_start(self) -> None:
+        """Put every student module into train mode: Lightning leaves modules in the mode it finds."""
+        self.student.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Compute the loss; return it with every term by name, and log both."""
+        seed_step(self.seed, self.stage.first_step + self.global_step)
+        total, terms = self.losses(batch, self.global_step)
+        check_finite(total, terms, self.stage, self.global_step)
+        logged = {name: value.detach() for name, value in terms.items()}
+        self.log("train/loss", total.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in logged.items()})
+        self.log("train/lr", self.learning_rate())
+        self.log("step", float(self.stage.first_step + self.global_step))  # loggers count steps of the recipe
+        return {"loss": total, "terms": logged}
+
+    def losses(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted sum of the loss terms at a step of the stage, and the terms."""
+        student, teacher = self.traces(batch, step)
+        terms = {name: term(student, teacher, batch.get("labels")) for name, term in self.stage.losses.items()}
+        weighted = [self.stage.losses[name].weight_at(step, self.stage.steps) * term for name, term in terms.items()]
+        return sum(weighted[1:], weighted[0]), terms
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the coming update."""
+        schedule = build_schedule(self.stage.scheduler, self.stage.steps)
+        return self.stage.optimizer.lr * schedule(self.global_step)
+
+    def traces(self, batch: Batch, step: int) -> tuple[Trace, Trace | None]:
+        """Run the forward passes of one training step."""
+        return self._instrument.run(batch, self.stage.fields), None
+
+    def evaluate(self, batch: Batch, view: str) -> Tensor:
+        """Return logits, BC, of the student seen through `view`."""
+        return self._instrument.run(batch).logits
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the metric of every view."""
+        self._update("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Update the metric of every view."""
+        self._update("test", batch)
+
+    def _update(self, split: str, batch: Batch) -> None:
+        for view in self.views:
+            logits_BC = self.evaluate(batch, view)
+            metric: Any = self.metrics[view]
+            metric(logits_BC.argmax(-1), batch["labels"])
+            prefix = split if view == "plain" else f"{split}_{view}"
+            self.log(f"{prefix}/{self.metric_name}", metric, on_step=False, on_epoch=True)
+        self.log("step", float(self.stage.first_step + self.global_step), on_step=False, on_epoch=True)
+
+    def configure_optimizers(self) -> Any:
+        """Build the stage's optimizer and schedule, fresh."""
+        schedule = build_schedule(self.stage.scheduler, self.stage.steps)
+        optimizer, scheduler = build_optimizer(self.student, self.stage.optimizer, schedule)
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip the global norm for AdamW; BertAdam clips each tensor itself."""
+        settings = self.stage.optimizer
+        if settings.kind == "adamw" and settings.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.student.parameters(), settings.max_grad_norm, foreach=True)
+
+
+class DistillationModule(FinetuneModule):
+    """Train a student under a frozen teacher; which method it is lies in the stage alone.
+
+    The teacher is in eval mode, gets no gradient, and is absent from checkpoints.
+    """
+
+    def __init__(
+        self, student: Instrument, teacher: Instrument, stage: Stage, metric: tuple[str, Metric], seed: int
+    ) -> None:
+        super().__init__(student, stage, metric, seed)
+        self.teacher = teacher.model.requires_grad_(False).eval()
+        self._teacher_instrument = teacher
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Plain, and with the teacher's tensors where the stage intervenes."""
+        return ("plain",) if self.stage.intervention is None else ("plain", "intervened")
+
+    @property
+    def phase(self) -> str:
+        """The stage and, where it intervenes, the sites of the current step."""
+        intervention = self.stage.intervention_at(self.global_step, self.seed)
+        return self.stage.name if intervention is None else f"{self.stage.name}:{'+'.join(sorted(intervention.sites))}"
+
+    def traces(self, batch: Batch, step: int) -> tuple[Trace, Trace]:
+        """Run the teacher for what losses and intervention ask for, then the student under the plan."""
+        intervention = self.stage.intervention_at(step, self.seed)
+        sites = frozenset() if intervention is None else intervention.sites
+        teacher = self._teach(batch, self.stage.fields | sites)
+        plan = None if intervention is None else Plan(intervention, teacher)
+        return self._instrument.run(batch, self.stage.fields, plan), teacher
+
+    def evaluate(self, batch: Batch, view: str) -> Tensor:
+        """Return logits of the plain student, or of the student under the current step's intervention."""
+        if view == "plain":
+            return self._instrument.run(batch).logits
+        last = max(min(self.global_step, self.stage.steps) - 1, 0)
+        intervention = self.stage.intervention_at(last, self.seed)
+        assert intervention is not None
+        plan = Plan(intervention, self._teach(batch, intervention.sites))
+        return self._instrument.run(batch, plan=plan).logits
+
+    def _teach(self, batch: Batch, fields: frozenset[str]) -> Trace:
+        with torch.no_grad():
+            return self._teacher_instrument.run(batch, fields).select(self.stage.layer_map)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the teacher out."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the teacher that is here back in, so that loading stays strict for everything else."""
+        checkpoint["state_dict"].update({f"teacher.{k}": v for k, v in self.teacher.state_dict().items()})

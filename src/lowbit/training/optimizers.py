@@ -1,0 +1,131 @@
+"""Optimizers: fused AdamW, and BertAdam exactly as the published TernaryBERT and TI code has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from lowbit.recipes import Optimizer as OptimizerSettings
+from lowbit.training.schedules import Schedule
+
+_EPS_OF_CLIP = 1e-6  # added to the norm by torch.nn.utils.clip_grad_norm_
+
+
+class BertAdam(Optimizer):
+    """Adam without bias correction, with decoupled decay, per-tensor clipping and a schedule per parameter.
+
+    p <- p - lr * schedule(t) * (m / (sqrt(v) + eps) + weight_decay * p), each gradient first clipped to
+    `max_grad_norm` on its own. t is 0-based. A parameter without a gradient is skipped: no decay, no moment, no step.
+
+    Args:
+        params: parameters or groups.
+        lr: peak learning rate.
+        schedule: factor on `lr` by step.
+        step_counter: `parameter` (published): t counts the updates of that parameter, so one that was frozen warms up
+            late; `shared`: t counts calls of `step`.
+
+    Source: `transformer/optimization.py` of TernaryBERT; Devlin et al. 2019, released optimizer.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        schedule: Schedule,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_grad_norm: float | None = 1.0,
+        step_counter: str = "parameter",
+    ) -> None:
+        self._schedule = schedule
+        self._per_parameter = step_counter == "parameter"
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "max_grad_norm": max_grad_norm,
+            "calls": 0,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+            group["calls"] += 1
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        states = [self._state(p) for p in parameters]
+        grads = [cast("Tensor", p.grad) for p in parameters]
+        if group["max_grad_norm"] is not None:
+            norms = torch._foreach_norm(grads)
+            factors = [(group["max_grad_norm"] / (norm + _EPS_OF_CLIP)).clamp(max=1.0) for norm in norms]
+            grads = list(torch._foreach_mul(grads, factors))
+        beta1, beta2 = group["betas"]
+        first, second = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        torch._foreach_mul_(first, beta1)
+        torch._foreach_add_(first, grads, alpha=1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, value=1 - beta2)
+        denominators = torch._foreach_sqrt(second)
+        torch._foreach_add_(denominators, group["eps"])
+        updates = torch._foreach_div(first, denominators)
+        if group["weight_decay"] > 0:
+            torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        steps = [s["step"] if self._per_parameter else group["calls"] for s in states]
+        rates = [-group["lr"] * self._schedule(step) for step in steps]
+        torch._foreach_mul_(updates, rates)
+        torch._foreach_add_(parameters, updates)
+        for state in states:
+            state["step"] += 1
+
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+        return state
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split trainable parameters into decayed ones and, with fewer than two dimensions, undecayed ones.
+
+    For BERT these are the published exceptions: biases and LayerNorm.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings, schedule: Schedule) -> tuple[Optimizer, Any]:
+    """Return an optimizer and its Lightning scheduler (None where the optimizer has the schedule built in)."""
+    groups = parameter_groups(model, settings.weight_decay)
+    if settings.kind == "bert_adam":
+        optimizer = BertAdam(
+            groups,
+            lr=settings.lr,
+            schedule=schedule,
+            betas=settings.betas,
+            eps=settings.eps,
+            max_grad_norm=settings.max_grad_norm,
+            step_counter=settings.step_counter,
+        )
+        return optimizer, None
+    adamw = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    return adamw, torch.optim.lr_scheduler.LambdaLR(adamw, schedule)

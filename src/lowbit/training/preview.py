@@ -1,0 +1,36 @@
+"""What a run would do, found out without data or weights: stages, and which modules the rules match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from lowbit.config.schema import Config, ModelKind
+from lowbit.data import data_info
+from lowbit.modeling import prepare
+from lowbit.modeling.build import build_model
+from lowbit.modeling.sizes import model_size
+from lowbit.recipes import build_recipe
+
+
+def preview(config: Config) -> Iterator[str]:
+    """Yield the stages with their steps, the match report and the simulated size, from a meta-device model.
+
+    Raises:
+        ValueError: rules that do not fit the model.
+    """
+    info = data_info(config.data)
+    recipe = build_recipe(config, -(-info.train_size // config.data.batch_size))
+    for stage in recipe.stages:
+        terms = ", ".join(stage.losses)
+        optimizer = f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}"
+        yield f"stage {stage.name}: {stage.steps} steps, losses {terms}, {optimizer}"
+    if config.model.kind is ModelKind.hf or config.model.pretrained:
+        yield "model: pre-trained weights; its rules are checked when it is loaded"
+        return
+    with torch.device("meta"):
+        instrument = prepare(build_model(config.model, info, config.seed), recipe.stages[-1].rules)
+    yield from instrument.resolved.report
+    size = model_size(instrument)
+    yield f"size {size.simulated_bytes / 1e6:.3f} MB, {size.compression:.1f}x smaller, bits {size.bits}"

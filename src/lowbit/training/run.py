@@ -1,0 +1,209 @@
+"""One `lowbit train`: from a config to run.json, at most once per run id."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+from torch import nn
+
+from lowbit.config import identity
+from lowbit.config.schema import Config, TokenizerKind
+from lowbit.data import StepDataModule, build_datamodule, build_metric
+from lowbit.modeling import prepare
+from lowbit.modeling.build import build_model, build_tokenizer
+from lowbit.modeling.sizes import model_size
+from lowbit.recipes import Stage, build_recipe
+from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_run, write_json
+from lowbit.training.environment import environment
+from lowbit.training.loggers import build_loggers, finish_wandb
+from lowbit.training.modules import DistillationModule, FinetuneModule
+from lowbit.training.stage_runner import (
+    WEIGHTS,
+    StageRecord,
+    build_trainer,
+    evaluate,
+    finished_stage,
+    fit_stage,
+    load_weights,
+)
+from lowbit.training.teacher import Teacher, obtain_teacher
+
+HOLDER_FILE = "holder.json"
+STATUS_FILE = "status.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its config, typed and plain, its id and its folder."""
+
+    config: Config
+    cfg: DictConfig
+    run_id: str
+    folder: Path
+
+    @classmethod
+    def of(cls, cfg: DictConfig, config: Config) -> Job:
+        """Derive id and folder from the config."""
+        run_id = identity.run_id(cfg)
+        return cls(config, cfg, run_id, Path(config.paths.outputs) / "runs" / config.name / run_id)
+
+
+def train(cfg: DictConfig, config: Config) -> float | None:
+    """Run a config to its end and return its primary metric.
+
+    A finished run is not repeated, an unfinished one is resumed; None if another process is running it.
+    """
+    job = Job.of(cfg, config)
+    print(f"run {config.name}/{job.run_id} seed {config.seed}", flush=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(job.folder / ".lock", blocking=False):
+            finished = read_run(job.folder)
+            if finished is None:
+                write_json(job.folder / HOLDER_FILE, {"pid": os.getpid(), "host": socket.gethostname()})
+                finished = _guarded(job)
+            else:
+                print(f"  finished before, nothing to train: {job.folder / RUN_FILE}", flush=True)
+    except Timeout:
+        print(f"  {_holder(job.folder)} is running it; nothing to do here", flush=True)
+        return None
+    print_table(collect([Cell(job.folder, {}, "")]), title=f"{config.name}/{job.run_id}")
+    return float(finished["metrics"][finished["primary_metric"]])
+
+
+def _guarded(job: Job) -> dict[str, Any]:
+    """Execute the job; whatever happens, leave its status and close its W&B run."""
+    failed = True
+    write_json(job.folder / STATUS_FILE, {"status": "running"})
+    try:
+        result = _execute(job)
+        write_json(job.folder / STATUS_FILE, {"status": "finished"})
+        failed = False
+        return result
+    except BaseException as error:
+        write_json(job.folder / STATUS_FILE, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        finish_wandb(failed=failed)
+
+
+def _execute(job: Job) -> dict[str, Any]:
+    config, started = job.config, _now()
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    data = _datamodule(config)
+    recipe = build_recipe(config, data.steps_per_epoch)
+    needs_teacher = any(stage.teacher or stage.student == "teacher" for stage in recipe.stages)
+    teacher = obtain_teacher(config, identity.teacher_id(job.cfg), data) if needs_teacher else None
+    resolved = identity.resolved(job.cfg)
+    loggers = build_loggers(config, job.run_id, job.folder, resolved)
+    student: nn.Module | None = None
+    records: list[StageRecord] = []
+    for stage in recipe.stages:
+        student, record = _run_stage(job, stage, student, teacher, data, loggers)
+        records.append(record)
+    assert student is not None
+    instrument = prepare(student, recipe.stages[-1].rules)
+    module = FinetuneModule(instrument, recipe.stages[-1], (data.info.metric, build_metric(data.info)), config.seed)
+    tested = evaluate(build_trainer(config.trainer, 1, [], []), module, data, "test")
+    size = model_size(instrument)
+    for logger in loggers:
+        logger.log_metrics({**tested, "size/simulated_mb": size.simulated_bytes / 1e6}, step=recipe.steps)
+        logger.save()
+    result = {
+        "schema": SCHEMA,
+        "run_id": job.run_id,
+        "name": config.name,
+        "sweep": config.sweep,
+        "status": "finished",
+        "config": resolved,
+        "primary_metric": f"test/{data.info.metric}",
+        "metrics": {**records[-1].metrics, **tested},
+        "teacher": None if teacher is None else teacher.facts,
+        "size": size.as_dict(),
+        "steps": recipe.steps,
+        "seconds": sum(record.seconds for record in records),
+        "stages": [record.as_dict() for record in records],
+        "seeds": {"run": config.seed, "teacher": config.teacher.seed, "split": config.data.split_seed},
+        "started": started,
+        "finished": _now(),
+        **environment(config.trainer.accelerator),
+    }
+    write_json(job.folder / RUN_FILE, result)
+    return result
+
+
+def _run_stage(
+    job: Job,
+    stage: Stage,
+    previous: nn.Module | None,
+    teacher: Teacher | None,
+    data: StepDataModule,
+    loggers: list[Any],
+) -> tuple[nn.Module, StageRecord]:
+    """Return the plain student after the stage, trained now or before, and the stage's record."""
+    folder = job.folder / "stages" / stage.name
+    student = _initial_student(job.config, stage, previous, teacher, data)
+    record = finished_stage(folder)
+    if record is not None:
+        load_weights(student, folder / WEIGHTS)
+        print(f"  stage {stage.name}: finished before", flush=True)
+        return student, record
+    instrument = prepare(student, stage.rules)
+    print(f"  stage {stage.name}: {stage.steps} steps", flush=True)
+    for line in instrument.resolved.report:
+        print(f"    {line}", flush=True)
+    metric = (data.info.metric, build_metric(data.info))
+    if stage.teacher:
+        assert teacher is not None
+        supervisor = prepare(teacher.model)
+        module: FinetuneModule = DistillationModule(instrument, supervisor, stage, metric, job.config.seed)
+        record = fit_stage(module, data, job.config.trainer, folder, loggers)
+        supervisor.restore()
+    else:
+        module = FinetuneModule(instrument, stage, metric, job.config.seed)
+        record = fit_stage(module, data, job.config.trainer, folder, loggers)
+    return instrument.restore(), record
+
+
+def _initial_student(
+    config: Config, stage: Stage, previous: nn.Module | None, teacher: Teacher | None, data: StepDataModule
+) -> nn.Module:
+    if stage.student == "previous":
+        assert previous is not None
+        return previous
+    if stage.student == "teacher":
+        assert teacher is not None
+        return copy.deepcopy(teacher.model).requires_grad_(True)
+    return build_model(config.model, data.info, config.seed)
+
+
+def _datamodule(config: Config) -> StepDataModule:
+    if config.data.tokenizer is not TokenizerKind.model:
+        return build_datamodule(config.data, config.seed)
+    tokenizer = build_tokenizer(config.model)
+    return build_datamodule(
+        config.data, config.seed, lambda texts: tokenizer(texts)["input_ids"], pad_id=tokenizer.pad_token_id
+    )
+
+
+def _holder(folder: Path) -> str:
+    try:
+        holder = json.loads((folder / HOLDER_FILE).read_text())
+        return f"process {holder['pid']} on {holder['host']}"
+    except (FileNotFoundError, ValueError):
+        return "another process"
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")

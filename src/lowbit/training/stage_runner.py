@@ -1,0 +1,139 @@
+"""Run one stage: a fresh Trainer.fit that starts, resumes or is skipped, depending on what its folder holds."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lowbit.config.schema import TrainerConfig
+from lowbit.data import StepDataModule
+from lowbit.results import read_json, write_json
+from lowbit.training.callbacks import CHECKPOINT, StepTimer, checkpointing, progress
+from lowbit.training.loggers import MetricsFile
+from lowbit.training.modules import FinetuneModule
+
+WEIGHTS = "model.safetensors"
+RECORD = "stage.json"
+
+# Benign by design: few loader workers are a choice, an endless loader has no length, evaluation is called by us.
+for _message in (".*does not have many workers.*", ".*`IterableDataset` has `__len__`.*", ".*treespec, LeafSpec.*"):
+    warnings.filterwarnings("ignore", _message)
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a finished stage leaves: its numbers. The weights lie beside it."""
+
+    name: str
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry of run.json."""
+        return dict(vars(self))
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the model's state dict as safetensors, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
+    temporary.replace(path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load weights strictly, keeping the model's dtype.
+
+    Raises:
+        ValueError: the file's tensors are not the model's.
+    """
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(f"{path} does not hold weights of this {type(model).__name__}: {first}") from error
+
+
+def finished_stage(folder: Path) -> StageRecord | None:
+    """Return the record of a stage that was finished before, or None."""
+    content = read_json(folder / RECORD)
+    return None if content is None else StageRecord(**content)
+
+
+def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
+    """Return the Trainer of one stage of `steps` optimizer steps."""
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        precision=config.precision.value,
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=config.eval_every,
+        check_val_every_n_epoch=None,
+        limit_val_batches=None if config.eval_every is not None else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_progress_bar=any("Bar" in type(c).__name__ for c in callbacks),
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def fit_stage(
+    module: FinetuneModule, data: StepDataModule, config: TrainerConfig, folder: Path, loggers: list[Logger]
+) -> StageRecord:
+    """Train a stage to its end from wherever its folder says it stands, evaluate it and write record and weights.
+
+    The weights are written before the record: a folder with a record is complete.
+    """
+    stage = module.stage
+    data.first_step = stage.first_step
+    timer = StepTimer()
+    callbacks = [checkpointing(str(folder), config.checkpoint_every), timer]
+    callbacks += progress(config.progress, timer, stage.steps)
+    trainer = build_trainer(config, stage.steps, callbacks, loggers)
+    checkpoint = folder / f"{CHECKPOINT}.ckpt"
+    resumed = _step_of(checkpoint)
+    for logger in loggers:
+        if isinstance(logger, MetricsFile):
+            logger.start_stage(stage.name, stage.first_step + resumed)
+    if resumed:
+        print(f"  resuming stage {stage.name} at step {resumed} of {stage.steps}", flush=True)
+    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resumed else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    metrics = evaluate(trainer, module, data, "validate")
+    save_weights(module.student, folder / WEIGHTS)
+    record = StageRecord(stage.name, stage.steps, timer.seconds, metrics)
+    write_json(folder / RECORD, record.as_dict())
+    checkpoint.unlink(missing_ok=True)
+    return record
+
+
+def evaluate(trainer: L.Trainer, module: FinetuneModule, data: StepDataModule, verb: str) -> dict[str, float]:
+    """Return the metrics of the validation ("validate") or test ("test") split, by name."""
+    limit = trainer.limit_val_batches
+    trainer.limit_val_batches = 1.0
+    try:
+        (result,) = getattr(trainer, verb)(module, datamodule=data, verbose=False)
+    finally:
+        trainer.limit_val_batches = limit
+    return {name: float(value) for name, value in result.items() if "/" in name}
+
+
+def _step_of(checkpoint: Path) -> int:
+    if not checkpoint.exists():
+        return 0
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])

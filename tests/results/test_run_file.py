@@ -1,0 +1,132 @@
+"""run.json survives the round trip, and a bad one says what is wrong with it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowbit.results import SCHEMA, read_run, write_json
+
+Payload = dict[str, Any]
+
+
+@pytest.fixture
+def payload() -> Payload:
+    """Return the smallest run that can become a row."""
+    size = {"float_bytes": 4, "simulated_bytes": 1, "compression": 4.0, "bits": "8-8-8"}
+    head = {"schema": SCHEMA, "status": "finished", "config": {}, "teacher": None, "size": size}
+    return head | {"primary_metric": "m", "metrics": {"m": 1 / 3}, "steps": 1, "seconds": 0.1, "device": "2 Kerne, µ"}
+
+
+def test_round_trip(tmp_path: Path, payload: Payload) -> None:
+    """Every digit and every character comes back; the folder is made."""
+    write_json(tmp_path / "new" / "run.json", payload)
+    assert read_run(tmp_path / "new") == payload
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]
+
+
+def test_no_run_is_none(tmp_path: Path) -> None:
+    """Neither an empty nor an absent directory is an error."""
+    assert read_run(tmp_path) is None
+    assert read_run(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_failed_write_leaves_the_old_file(
+    tmp_path: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """A full disk or a crash before the swap changes nothing and leaves no litter."""
+    write_json(tmp_path / "run.json", payload)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_json(tmp_path / "run.json", payload | {"steps": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert read_run(tmp_path) == payload
+
+
+def test_unserializable_payload_leaves_the_old_file(tmp_path: Path, payload: Payload) -> None:
+    """The payload is judged before the file is opened."""
+    write_json(tmp_path / "run.json", payload)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "run.json", payload | {"steps": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert read_run(tmp_path) == payload
+
+
+def test_data_reaches_the_disk_before_the_swap(
+    tmp_path: Path, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data is synced first, on the complete text, in the same folder."""
+    seen: list[tuple[str, Payload]] = []
+    real_replace = os.replace
+
+    def fsync(_: int) -> None:
+        (temporary,) = tmp_path.iterdir()
+        seen.append(("fsync", json.loads(temporary.read_text(encoding="utf-8"))))
+
+    def replace(source: Path, target: Path) -> None:
+        assert Path(source).parent == Path(target).parent
+        seen.append(("replace", payload))
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_json(tmp_path / "run.json", payload)
+    assert seen == [("fsync", payload), ("replace", payload)]
+
+
+@pytest.mark.parametrize("content", [b'{"schema": 1, "sta', b"", b"\xff\xfe\x00"])
+def test_corrupt_file_is_named(tmp_path: Path, content: bytes) -> None:
+    """A truncated, empty or binary file is not a traceback from the JSON module."""
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(ValueError, match="is not valid JSON") as error:
+        read_run(tmp_path)
+    assert str(tmp_path / "run.json") in str(error.value)
+    assert "run the same command again" in str(error.value)
+
+
+def _without(*keys: str) -> Callable[[Payload], Any]:
+    return lambda run: {key: value for key, value in run.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: [run], "holds a list, expected an object"),
+        (lambda run: run | {"schema": 2}, "has schema 2, this version of lowbit reads schema 1"),
+        (_without("schema"), "has schema None"),
+        (_without("size", "steps"), "lacks size, steps"),
+        (lambda run: run | {"steps": "9"}, "wrong type: steps='9'"),
+        (lambda run: run | {"size": {"bits": "1"}}, "lacks size.float_bytes, size.simulated_bytes, size.compression"),
+        (lambda run: run | {"teacher": {"id": "t"}}, "lacks teacher.metrics, teacher.size, teacher.steps"),
+        (
+            lambda run: run | {"teacher": {"id": "t", "metrics": {}, "size": {}, "steps": 1, "seconds": 1.0}},
+            r"lacks teacher\.size\.float_bytes\.",
+        ),
+        (lambda run: run | {"primary_metric": "x"}, r"no number for its primary metric 'x' \(metrics: m\)"),
+    ],
+)
+def test_unusable_file_says_why(
+    tmp_path: Path, payload: Payload, change: Callable[[Payload], Any], message: str
+) -> None:
+    """Valid JSON that cannot become a row names the file and the field."""
+    write_json(tmp_path / "run.json", change(payload))
+    with pytest.raises(ValueError, match=message) as error:
+        read_run(tmp_path)
+    assert str(tmp_path / "run.json") in str(error.value)
+
+
+def test_import_is_light() -> None:
+    """`lowbit ls` must not pay for pandas, rich or torch."""
+    code = "import sys, lowbit.results; print({'torch', 'pandas', 'rich', 'numpy'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"

@@ -1,0 +1,116 @@
+"""Every format shows the same rows."""
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lowbit.results import Row, render, to_frame
+
+MakeRow = Callable[..., Row]
+
+
+def test_frame(rows: list[Row]) -> None:
+    """Columns, digits and status, against numbers worked out by hand."""
+    frame = to_frame(rows)
+    head = ["method", "test accuracy", "bits (W-E-A)", "size (MB)", "compression", "steps", "seconds", "status"]
+    assert list(frame.columns) == head
+    assert frame.to_numpy().tolist() == [
+        ["teacher", "97.00", "32-32-32", "1.23", "1.0x", "600", "12.0", "done"],
+        ["ti_g", "92.00 ± 2.00 (3)", "2-2-8", "0.123", "10.0x", "900", "40.0", "done"],
+        ["kd", "97.33", "2-2-8", "0.123", "10.0x", "900", "40.0", "done"],
+        ["bit", "90.00", "2-2-8", "0.123", "10.0x", "900", "40.0", "1 of 2 seeds"],
+        ["xtc", "-", "-", "-", "-", "-", "-", "not run"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "column", "text"),
+    [
+        ({"metric": "test/matthews", "values": [-0.0123]}, "test matthews", "-1.23"),
+        ({"metric": "test/loss", "values": [2.34567, 2.34767]}, "test loss", "2.347 ± 0.001 (2)"),
+        ({"metric": "test/loss", "values": [0.0]}, "test loss", "0.000"),
+        ({"metric": "test/loss", "values": [float("nan")]}, "test loss", "nan"),
+        ({"metric": "test/loss", "values": [12345.6]}, "test loss", "12346"),
+        ({"simulated_mb": 417.6}, "size (MB)", "418"),
+        ({"simulated_mb": 13.44}, "size (MB)", "13.4"),
+        ({"simulated_mb": 0.00456}, "size (MB)", "0.00456"),
+        ({"seconds": 12345.6}, "seconds", "12346"),
+        ({"compression": 14.94}, "compression", "14.9x"),
+    ],
+)
+def test_digits(row: MakeRow, changes: dict[str, Any], column: str, text: str) -> None:
+    """No number shows more digits than it is worth, none loses its integer part."""
+    assert to_frame([row(**changes)])[column].tolist() == [text]
+
+
+def test_several_metrics_and_teachers_are_told_apart(row: MakeRow) -> None:
+    """A sweep over data sets names the metric of each row and its teacher."""
+    teachers = [row(label="teacher", teacher_id="t1"), row(label="teacher", teacher_id="t2", metric="test/matthews")]
+    frame = to_frame([*teachers, row(metric=None, values=[], n=0)])
+    assert list(frame.columns)[:3] == ["method", "metric", "score"]
+    assert frame["metric"].tolist() == ["test accuracy", "test matthews", "-"]
+    assert frame["method"].tolist() == ["teacher t1", "teacher t2", "ti_g"]
+
+
+def test_markdown(row: MakeRow, rows: list[Row]) -> None:
+    """A GitHub table, with numbers to the right and pipes escaped."""
+    lines = render(rows, "md").splitlines()
+    assert lines[0].startswith("| method | test accuracy | bits (W-E-A) |")
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
+    assert lines[3] == "| ti_g | 92.00 ± 2.00 (3) | 2-2-8 | 0.123 | 10.0x | 900 | 40.0 | done |"
+    assert len(lines) == 2 + len(rows)
+    assert "| a\\|b |" in render([row(label="a|b")], "md")
+
+
+def test_latex(rows: list[Row]) -> None:
+    """A booktabs tabular in which every line has eight cells."""
+    lines = render(rows, "latex").splitlines()
+    assert lines[:2] == [r"\begin{tabular}{lrrrrrrl}", r"\toprule"]
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    assert r"ti\_g & 92.00 $\pm$ 2.00 (3) & 2-2-8 & 0.123 & 10.0x & 900 & 40.0 & done \\" in lines
+    assert {line.count("&") for line in lines if line.endswith(r"\\")} == {7}
+
+
+@pytest.mark.parametrize(
+    ("raw", "escaped"),
+    [
+        ("ti_g", r"ti\_g"),
+        ("50%", r"50\%"),
+        ("a&b#c$d{e}", r"a\&b\#c\$d\{e\}"),
+        ("a\\_", r"a\textbackslash{}\_"),
+        ("~^<", r"\textasciitilde{}\textasciicircum{}\textless{}"),
+    ],
+)
+def test_latex_escapes(row: MakeRow, raw: str, escaped: str) -> None:
+    """A label is text, never a command."""
+    (line,) = [line for line in render([row(label=raw)], "latex").splitlines() if " & 50.00 & " in line]
+    assert line.startswith(f"{escaped} & ")
+
+
+def test_csv_has_raw_numbers(rows: list[Row]) -> None:
+    """Every digit, unscaled, one column each; nothing where nothing has run."""
+    records = list(csv.DictReader(io.StringIO(render(rows, "csv"))))
+    full = records[1]
+    assert (float(full["mean"]), float(full["std"])) == (rows[1].mean, rows[1].std)
+    assert float(full["std"]) == pytest.approx(0.02)
+    assert (full["metric"], full["n"], full["expected"]) == ("test/accuracy", "3", "3")
+    assert (full["size_mb"], full["commit"], full["device"]) == ("0.123456", "abc1234", "cpu x86_64")
+    assert (full["bits"], full["compression"], full["steps"], full["seconds"]) == ("2-2-8", "10.0", "900", "40.0")
+    assert (records[0]["method"], records[0]["teacher_id"], records[2]["std"]) == ("teacher", "t1", "")
+    assert (records[4]["mean"], records[4]["n"], records[4]["status"]) == ("", "0", "not run")
+
+
+def test_unknown_format_lists_the_choices() -> None:
+    """The error says what to write instead."""
+    with pytest.raises(ValueError, match="unknown table format 'html', choose one of md, csv, latex"):
+        render([], "html")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fmt", ["md", "csv", "latex"])
+def test_no_rows_is_a_header(fmt: Any) -> None:
+    """An empty sweep is a table without lines."""
+    assert "method" in render([], fmt)
+    assert to_frame([]).empty
