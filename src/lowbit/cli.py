@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (*CONFIG_ERRORS, OSError) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "NonFiniteLossError":
@@ -103,12 +103,15 @@ def _table(args: argparse.Namespace) -> int:
     from lowbit.results import Cell, collect, print_table, render
 
     _known_sweep(args.name)
+    jobs = C.sweep_jobs(args.name, args.overrides)
+    labels = [dict(o.split("=", 1) for o in job) for job in jobs]
+    swept = {"method", *(key for key in labels[0] if len({label[key] for label in labels}) > 1)}
     cells = []
-    for job in C.sweep_jobs(args.name, args.overrides):
+    for job, label in zip(jobs, labels, strict=True):
         cfg, config = load(job)
         folder = Path(config.paths.outputs) / "runs" / config.name / identity.run_id(cfg)
-        labels = dict(o.split("=", 1) for o in job if not o.startswith(("+sweeps=", "sweep=")))
-        cells.append(Cell(folder, labels, f"lowbit train {shlex.join(job)}"))
+        shown = {key: value for key, value in label.items() if key in swept}
+        cells.append(Cell(folder, shown, f"lowbit train {shlex.join(job)}"))
     rows = collect(cells)
     if args.format is None and args.out is None:
         print_table(rows, title=args.name)

@@ -78,13 +78,26 @@ def test_the_vocabulary_is_used_and_of_the_promised_size(corpus: Corpus):
 
 def test_a_form_has_one_number_and_one_part_of_speech():
     pairs = [pair for group in (lexicon.NOUNS, lexicon.VERBS) for kind in group.values() for pair in kind]
-    forms = [form for pair in (*pairs, *lexicon.TRANSITIVE, *lexicon.COPULAS, *lexicon.PERFECTS) for form in pair]
+    pairs += [*lexicon.TRANSITIVE, *lexicon.COPULAS, *lexicon.PERFECTS, *lexicon.DEMONSTRATIVES]
+    forms = [form for pair in pairs for form in pair]
     assert len(set(forms)) == len(forms)
     groups = (lexicon.ADJECTIVES, lexicon.COMPLEMENTS, lexicon.PARTICIPLES)
     plain = [word for group in groups for words in group.values() for word in words]
     plain += [*lexicon.DETERMINERS, *lexicon.OPENERS, *lexicon.ADVERBS, *lexicon.CONJUNCTIONS, lexicon.RELATIVE]
     assert len(set(plain)) == len(plain)
     assert not set(plain) & set(forms)
+
+
+def test_determiners_agree_with_their_noun_and_often_leave_the_number_to_it(corpus: Corpus):
+    numbers = {form: bool(i) for form_pair in lexicon.DEMONSTRATIVES for i, form in enumerate(form_pair)}
+    nouns = {form: bool(i) for pairs in lexicon.NOUNS.values() for pair in pairs for i, form in enumerate(pair)}
+    marked = 0
+    for sentence in corpus.train:
+        start = max(i for i in range(sentence.head) if sentence.words[i] in (*lexicon.DETERMINERS, *numbers))
+        if sentence.words[start] in numbers:
+            marked += 1
+            assert numbers[sentence.words[start]] == nouns[sentence.words[sentence.head]]
+    assert 0.75 < marked / len(corpus.train) < 0.85
 
 
 def test_encoding():

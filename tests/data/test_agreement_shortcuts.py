@@ -39,7 +39,7 @@ def test_the_head_noun_decides_every_sentence(corpus: Corpus):
     [
         (lambda s: nouns_before_verb(s)[-1], 0.7),
         (lambda s: [NOUNS[word] for word in s.words if word in NOUNS][-1], 0.7),
-        (lambda s: nouns_before_verb(s)[0], 0.85),
+        (lambda s: nouns_before_verb(s)[0], 0.82),
         (lambda s: 2 * sum(nouns_before_verb(s)) > len(nouns_before_verb(s)), 0.8),
     ],
     ids=["nearest", "last", "first", "majority"],
@@ -73,7 +73,7 @@ def test_attractors_are_independent_of_the_head(corpus: Corpus):
         for place, word in enumerate(s.words)
         if word in NOUNS and place != s.head
     ]
-    assert len(pairs) > 40_000
+    assert len(pairs) > 30_000
     assert sum(head == other for head, other in pairs) / len(pairs) == pytest.approx(0.5, abs=0.01)
 
 

@@ -1,13 +1,9 @@
 """Loaders: a run that resumes at a step sees the batches of one that was never interrupted."""
 
 from itertools import islice
-from pathlib import Path
 
-import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 
 from lowbit.config.schema import DataConfig, DataKind, Padding
 from lowbit.data import Batch, StepDataModule, build_datamodule
@@ -106,60 +102,3 @@ def test_padding_to_the_maximal_length_keeps_the_tokens(limit: int | None, width
         assert torch.equal(wide["input_ids"][:, :used], narrow["input_ids"])
         assert not wide["input_ids"][:, used:].any()
         assert not wide["attention_mask"][:, used:].any()
-
-
-class Recorder(lightning.LightningModule):
-    """A model with one weight that remembers the batches it was trained on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.batches: list[Batch] = []
-
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        self.batches.append({key: value.clone() for key, value in batch.items()})
-        return self.weight.sum() * batch["pixel_values"].mean()
-
-    def validation_step(self, batch: Batch, _: int) -> None:
-        assert not self.training
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit(folder: Path, steps: int, resume: str | None = None, first_step: int = 0, **options: object) -> list[Batch]:
-    data, model = digits(), Recorder()
-    data.first_step = first_step
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ModelCheckpoint(folder, save_last=True, every_n_train_steps=1)],
-        **({"val_check_interval": 3, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0} | options),  # type: ignore[arg-type]
-    )
-    trainer.fit(model, data, ckpt_path=resume)
-    return model.batches
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_resumed_fit_sees_the_batches_of_an_uninterrupted_one(tmp_path: Path):
-    uninterrupted = fit(tmp_path / "whole", 12)
-    before = fit(tmp_path / "parts", 7)
-    after = fit(tmp_path / "parts", 12, resume=str(tmp_path / "parts" / "last.ckpt"))
-    assert len(after) == 5
-    assert equal(before + after, uninterrupted)
-    assert equal(uninterrupted, take(digits(), 12))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_second_stage_goes_on_where_the_first_ended(tmp_path: Path):
-    assert equal(fit(tmp_path, 4, first_step=6), take(digits(), 4, first_step=6))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_lightning_epochs_of_limited_length_go_on_as_well(tmp_path: Path):
-    batches = fit(tmp_path, 6, limit_train_batches=2, val_check_interval=None, check_val_every_n_epoch=1)
-    assert equal(batches, take(digits(), 6))

@@ -64,7 +64,9 @@ def explain(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and str(cause):
         return explain(cause)
-    return str(error).strip().splitlines()[0]
+    text = str(error).strip()
+    # Hydra appends its search path and tracebacks of its own; our messages are whole.
+    return text.splitlines()[0] if isinstance(error, HydraException) else text
 
 
 def _parse(text: str) -> Override | str:

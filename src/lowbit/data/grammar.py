@@ -17,8 +17,8 @@ from lowbit.data.lexicon import PERSON, THING, Pair
 # them it agrees by chance, so a nearest-noun rule scores about 0.3 + 0.7 / 2.
 MODIFIERS = (0,) * 6 + (1,) * 6 + (2,) * 4 + (3,) * 4
 # Share of noun phrases whose determiner shows the number too (`these keys`, but `the keys`). The label is a parity of
-# two numbers, of which no single word tells anything: without some frequent words that carry number a small model
-# trained from scratch stays at chance for many thousand steps.
+# two numbers, of which no single word tells anything. In trials a BERT of 4 layers and width 64, trained from scratch
+# in batches of 32, left chance level within 1,000 steps at 0.8, after about 2,000 at 0.6, and not in 5,000 at 0.
 MARKED = 0.8
 CHUNK = 1 << 15
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """The words of the agreement task: (singular, plural) pairs, and words that show no number.
 
-No form serves twice, so a word tells its part of speech.
+No form has two parts of speech or two numbers, so tests can read both off a word.
 """
 
 from typing import TypeAlias

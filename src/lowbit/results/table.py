@@ -103,6 +103,11 @@ _CSV_COLUMNS = (
     *("bits", "size_mb", "compression", "steps", "seconds", "status"),
     *("teacher_id", "commit", "device"),
 )
+_CSV_COLUMNS = (
+    *("method", "metric", "mean", "std", "n", "expected"),
+    *("bits", "size_mb", "compression", "steps", "seconds", "status"),
+    *("teacher_id", "commit", "device"),
+)
 _ROOMY_WIDTH = 100
 _CSV_COLUMNS = (
     *("method", "metric", "mean", "std", "n", "expected"),

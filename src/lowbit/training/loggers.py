@@ -96,6 +96,7 @@ def build_loggers(config: Config, run_id: str, folder: Path, resolved: dict[str,
     mode = wandb_mode(config.logger.mode)
     if mode == "disabled":
         return loggers
+    os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 

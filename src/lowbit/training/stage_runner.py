@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,14 @@ from lowbit.training.modules import FinetuneModule
 WEIGHTS = "model.safetensors"
 RECORD = "stage.json"
 
-# Benign by design: few loader workers are a choice, an endless loader has no length, evaluation is called by us.
-for _message in (".*does not have many workers.*", ".*`IterableDataset` has `__len__`.*", ".*treespec, LeafSpec.*"):
+# What a run prints is ours; Lightning's advice about hardware and add-ons is not repeated for every stage.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+_BENIGN = (
+    ".*does not have many workers.*",  # small data sets need none
+    ".*module.* in eval mode at the start of training.*",  # the teacher is; on_train_start sees to the student
+    ".*treespec, LeafSpec.*",  # inside Lightning
+)
+for _message in _BENIGN:
     warnings.filterwarnings("ignore", _message)
 
 
