@@ -14,6 +14,7 @@ from torch import Tensor
 
 Granularity = Literal["tensor", "row", "token", "head"]
 _MIN_ASYMMETRIC_RANGE = 1e-8  # added to the range by the published asymmetric quantizer
+_MIN_SYMMETRIC_LIMIT = 1e-30  # at or below it the scale would overflow float32; such a tensor becomes zero
 
 
 def reduction_dims(x: Tensor, granularity: str) -> tuple[int, ...]:
@@ -150,7 +151,7 @@ class _MinMaxSymmetric(_ClippedStraightThrough):
         limit = torch.maximum(-low, high)
         if clip is not None:
             limit = limit.clamp(max=clip)
-        scale = torch.where(limit > 0, levels / limit, 1.0)
+        scale = torch.where(limit > _MIN_SYMMETRIC_LIMIT, levels / limit, 1.0)
         # Clamping the codes equals clamping the input first: where the clip is active it is the scale's limit.
         return (x * scale).round_().clamp_(-levels, levels).div_(scale)
 

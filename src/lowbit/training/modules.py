@@ -99,7 +99,8 @@ class FinetuneModule(L.LightningModule):
             metric(logits_BC.argmax(-1), batch["labels"])
             prefix = split if view == "plain" else f"{split}_{view}"
             self.log(f"{prefix}/{self.metric_name}", metric, on_step=False, on_epoch=True)
-        self.log("step", float(self.stage.first_step + self.global_step), on_step=False, on_epoch=True)
+        # An evaluation belongs to the row of the last update, not to the first step of what comes next.
+        self.log("step", float(max(self.stage.first_step + self.global_step - 1, 0)), on_step=False, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
         """Build the stage's optimizer and schedule, fresh."""

@@ -118,7 +118,7 @@ def _execute(job: Job) -> dict[str, Any]:
     tested = evaluate(build_trainer(config.trainer, 1, [], []), module, data, "test")
     size = model_size(instrument)
     for logger in loggers:
-        logger.log_metrics({**tested, "size/simulated_mb": size.simulated_bytes / 1e6}, step=recipe.steps)
+        logger.log_metrics({**tested, "size/simulated_mb": size.simulated_bytes / 1e6}, step=recipe.steps - 1)
         logger.save()
     result = {
         "schema": SCHEMA,
