@@ -20,7 +20,7 @@ _OVERRIDES = "Hydra overrides, KEY=VALUE; `lowbit ls` shows the groups, `lowbit 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0 done, 1 failed while running, 2 not a valid command or config."""
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     try:
         return int(args.run(args))
     except ConfigError as error:
@@ -58,10 +58,7 @@ def _multirun(overrides: list[str]) -> int:
     """Validate every job, then let Hydra's sweeper and launcher run them; a failed job does not stop the others."""
     name = next((o.split("=", 1)[1] for o in overrides if o.startswith("+sweeps=")), None)
     rest = [o for o in overrides if not o.startswith(("+sweeps=", "sweep="))]
-    try:
-        jobs = C.sweep_jobs(name, rest) if name is not None else C.expand(overrides)
-    except CONFIG_ERRORS as error:
-        raise ConfigError(check_overrides(overrides)[1] or [explain(error)]) from error
+    jobs = _jobs(name, overrides if name is None else rest)
     _check_jobs(jobs)
     import hydra
 
@@ -80,12 +77,23 @@ def _multirun(overrides: list[str]) -> int:
 
     C.register()
     run = hydra.main(config_path=str(C.shipped_root() / "conf"), config_name=C.ROOT_CONFIG, version_base="1.3")(job)
-    sys.argv = ["lowbit", "-m", *overrides]
-    run()
+    argv = sys.argv
+    sys.argv = ["lowbit", "-m", *C.hydra_arguments(overrides if name is None else C.sweep_overrides(name, rest))]
+    try:
+        run()
+    finally:
+        sys.argv = argv
     if failures:
         print(f"{len(failures)} of {len(jobs)} jobs failed; the same command again retries them:", file=sys.stderr)
         print("\n".join(f"  - {failure}" for failure in failures), file=sys.stderr)
     return 1 if failures else 0
+
+
+def _jobs(sweep: str | None, overrides: list[str]) -> list[list[str]]:
+    try:
+        return C.expand(overrides if sweep is None else C.sweep_overrides(sweep, overrides))
+    except CONFIG_ERRORS as error:
+        raise ConfigError(check_overrides(overrides)[1] or [explain(error)]) from error
 
 
 def _check_jobs(jobs: list[list[str]]) -> None:
@@ -103,8 +111,8 @@ def _table(args: argparse.Namespace) -> int:
     from lowbit.results import Cell, collect, print_table, render
 
     _known_sweep(args.name)
-    jobs = C.sweep_jobs(args.name, args.overrides)
-    labels = [dict(o.split("=", 1) for o in job) for job in jobs]
+    jobs = _jobs(args.name, args.overrides)
+    labels = [{key: value for key, _, value in (o.partition("=") for o in job)} for job in jobs]
     swept = {"method", *(key for key in labels[0] if len({label[key] for label in labels}) > 1)}
     cells = []
     for job, label in zip(jobs, labels, strict=True):
@@ -172,6 +180,17 @@ def _known_sweep(name: str) -> None:
         known = C.choices("sweeps")
     if name not in known:
         raise ConfigError([f"sweep {name!r}: no such file. {nearest(name, known)}Sweeps: {', '.join(known)}"])
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes the positional arguments up to the first option only; overrides may also follow it.
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

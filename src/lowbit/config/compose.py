@@ -99,8 +99,8 @@ def expand(overrides: list[str]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*axes)]
 
 
-def sweep_jobs(name: str, overrides: list[str]) -> list[list[str]]:
-    """Return the override lists of a sweep's jobs: its `hydra.sweeper.params` and `overrides`, expanded.
+def sweep_overrides(name: str, overrides: list[str]) -> list[str]:
+    """Return what `expand` turns into a sweep's jobs: its `hydra.sweeper.params` and `overrides`.
 
     An override of a swept key replaces the sweep's own values.
     """
@@ -110,7 +110,25 @@ def sweep_jobs(name: str, overrides: list[str]) -> list[list[str]]:
     assert isinstance(params, dict)
     given = {o.split("=", 1)[0].lstrip("+~") for o in overrides}
     swept = [f"{key}={value}" for key, value in map(_words, params.items()) if key not in given]
-    return [[f"+sweeps={name}", f"sweep={name}", *job] for job in expand([*swept, *overrides])]
+    return [f"+sweeps={name}", f"sweep={name}", *swept, *overrides]
+
+
+def hydra_arguments(overrides: list[str]) -> list[str]:
+    """Return the arguments with which Hydra's basic sweeper runs exactly the jobs of `expand(overrides)`.
+
+    Before it sweeps, Hydra composes one config from the overrides that are not swept. Values that only a swept choice
+    has a place for (`method=ti_o,ti_g method.stages.intervene.steps=120`) fail there, so they become sweeps of one.
+    """
+    arguments = ["hydra.sweeper.params=null"]  # else a sweep's own values and ours would be multiplied
+    for override in OverridesParser.create().parse_overrides(overrides):
+        text = override.input_line or ""
+        key, _, value = text.partition("=")
+        plain = override.is_sweep_override() or override.is_delete() or not value
+        if plain or "." not in key or key.lstrip("+").startswith(("hydra.", "paths.")):
+            arguments.append(text)
+        else:
+            arguments.append(f"{key}=choice({value})")
+    return arguments
 
 
 def _words(item: tuple[object, object]) -> tuple[str, str]:
@@ -119,9 +137,9 @@ def _words(item: tuple[object, object]) -> tuple[str, str]:
 
 def first_comment(group: str, name: str) -> str:
     """Return the first comment line of a choice's file, without the package directive."""
-    folder = shipped_root() if group == "sweeps" else shipped_root() / "conf"
-    path = folder / group / f"{name}.yaml"
-    if not path.is_file():
+    folders = [root if group == "sweeps" else root / "conf" for root in (shipped_root(), Path.cwd())]
+    path = next((p for folder in folders if (p := folder / group / f"{name}.yaml").is_file()), None)
+    if path is None:
         return ""
     lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
     return next((line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line), "")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -29,10 +30,10 @@ class ConfigError(Exception):
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return "Did you mean 'x'? " or nothing."""
     options = list(known)
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
-    if not near:  # the right leaf under a wrong parent, or the reverse
-        leaf = word.rsplit(".", 1)[-1]
-        near = [o for o in options if o.rsplit(".", 1)[-1] == leaf][:1]
+    leaf = word.rsplit(".", 1)[-1]
+    same_leaf = [o for o in options if o.rsplit(".", 1)[-1] == leaf]  # the right leaf under a wrong parent
+    near = difflib.get_close_matches(word, same_leaf, n=1, cutoff=0.0)
+    near = near or difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}? " if near else ""
 
 
@@ -52,6 +53,13 @@ def check_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
         else:
             problems.append(problem)
     return [text for text in overrides if text in good], problems
+
+
+def unknown_keys(cfg: DictConfig) -> list[str]:
+    """Return one problem for each key that the schema lacks: Hydra's `+key=value` adds keys to closed groups."""
+    unknown = list(_outside_schema(cfg))
+    known = [key for key in _keys(cfg) if key not in unknown]
+    return [f"{key}: no such key; `+` cannot add one here. {nearest(key, known)}".rstrip() for key in unknown]
 
 
 def explain(error: Exception) -> str:
@@ -113,6 +121,17 @@ def _unknown_key(text: str, good: list[str]) -> str | None:
     allowed = f"Keys here: {', '.join(k.rsplit('.', 1)[-1] for k in siblings)}" if siblings and "." in key else ""
     hint = nearest(key, [*known, *C.groups()])
     return f"{text}: no such key {key!r}. {hint}{allowed}".rstrip()
+
+
+def _outside_schema(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    schema = OmegaConf.get_type(cfg)
+    fields = {field.name for field in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else set(cfg)
+    for key in map(str, cfg):
+        node = cfg._get_node(key)
+        if key not in fields:
+            yield f"{prefix}{key}"
+        elif isinstance(node, DictConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+            yield from _outside_schema(node, f"{prefix}{key}.")
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:

@@ -12,11 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 from lowbit.config import compose as C
 from lowbit.config import schema as S
 from lowbit.config.budget import stage_steps
-from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain
+from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
 
 _TEXT = (S.DataKind.agreement,)
 _TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
 _IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
+_SEED_LIMIT = 2**63  # torch takes no larger ones
 _OPERANDS = ("query", "key", "probs", "value")
 
 
@@ -34,6 +35,7 @@ def load(overrides: list[str]) -> tuple[DictConfig, S.Config]:
         if not problems:  # each override alone is fine, or the fault lies in a YAML file
             raise ConfigError([explain(error)]) from error
         cfg = C.compose(good)
+    problems += unknown_keys(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         problems += [f"{key}: no value; set it, for example {key}=..." for key in missing]
@@ -75,8 +77,10 @@ def _numbers(config: S.Config) -> Iterator[str]:
     for key, value in positive.items():
         if value is not None and value <= 0:
             yield f"{key}={value}: must be greater than 0"
-    if config.seed < 0:
-        yield f"seed={config.seed}: must be 0 or greater"
+    seeds = {"seed": config.seed, "teacher.seed": config.teacher.seed, "data.split_seed": config.data.split_seed}
+    for key, value in seeds.items():
+        if not 0 <= value < _SEED_LIMIT:
+            yield f"{key}={value}: must be at least 0 and below 2**63"
     if not 0 <= config.model.dropout < 1:
         yield f"model.dropout={config.model.dropout}: must be at least 0 and below 1"
     for key, value in {

@@ -44,8 +44,13 @@ class FinetuneModule(L.LightningModule):
         return ("plain",)
 
     @property
+    def last_step(self) -> int:
+        """The stage's step that was trained last; 0 before the first."""
+        return max(min(self.global_step, self.stage.steps) - 1, 0)
+
+    @property
     def phase(self) -> str:
-        """What the progress bar shows for the current step."""
+        """What the progress display shows for the last step."""
         return self.stage.name
 
     def on_train_start(self) -> None:
@@ -100,7 +105,7 @@ class FinetuneModule(L.LightningModule):
             prefix = split if view == "plain" else f"{split}_{view}"
             self.log(f"{prefix}/{self.metric_name}", metric, on_step=False, on_epoch=True)
         # An evaluation belongs to the row of the last update, not to the first step of what comes next.
-        self.log("step", float(max(self.stage.first_step + self.global_step - 1, 0)), on_step=False, on_epoch=True)
+        self.log("step", float(self.stage.first_step + self.last_step), on_step=False, on_epoch=True)
 
     def configure_optimizers(self) -> Any:
         """Build the stage's optimizer and schedule, fresh."""
@@ -137,8 +142,8 @@ class DistillationModule(FinetuneModule):
 
     @property
     def phase(self) -> str:
-        """The stage and, where it intervenes, the sites of the current step."""
-        intervention = self.stage.intervention_at(self.global_step, self.seed)
+        """The stage and, where it intervenes, the sites of the last step."""
+        intervention = self.stage.intervention_at(self.last_step, self.seed)
         return self.stage.name if intervention is None else f"{self.stage.name}:{'+'.join(sorted(intervention.sites))}"
 
     def traces(self, batch: Batch, step: int) -> tuple[Trace, Trace]:
@@ -150,11 +155,10 @@ class DistillationModule(FinetuneModule):
         return self._instrument.run(batch, self.stage.fields, plan), teacher
 
     def evaluate(self, batch: Batch, view: str) -> Tensor:
-        """Return logits of the plain student, or of the student under the current step's intervention."""
+        """Return logits of the plain student, or of the student under the last step's intervention."""
         if view == "plain":
             return self._instrument.run(batch).logits
-        last = max(min(self.global_step, self.stage.steps) - 1, 0)
-        intervention = self.stage.intervention_at(last, self.seed)
+        intervention = self.stage.intervention_at(self.last_step, self.seed)
         assert intervention is not None
         plan = Plan(intervention, self._teach(batch, intervention.sites))
         return self._instrument.run(batch, plan=plan).logits
