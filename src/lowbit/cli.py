@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,9 @@ _OVERRIDES = "Hydra overrides, KEY=VALUE; `lowbit ls` shows the groups, `lowbit 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 done, 1 failed while running, 2 not a valid command or config."""
+    """Run one verb and return the exit code: 0 done, 1 failed, 2 not a valid command or config, 130 interrupted."""
+    # Idle OpenMP threads that spin make two threads several times slower on a shared machine; torch reads this once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = _arguments(argv)
     try:
         return int(args.run(args))
@@ -29,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (*CONFIG_ERRORS, OSError) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
     except RuntimeError as error:
         if type(error).__name__ != "NonFiniteLossError":
             raise
@@ -78,7 +84,7 @@ def _multirun(overrides: list[str]) -> int:
     C.register()
     run = hydra.main(config_path=str(C.shipped_root() / "conf"), config_name=C.ROOT_CONFIG, version_base="1.3")(job)
     argv = sys.argv
-    sys.argv = ["lowbit", "-m", *C.hydra_arguments(overrides if name is None else C.sweep_overrides(name, rest))]
+    sys.argv = ["lowbit", "-m", *C.hydra_arguments(overrides)]
     try:
         run()
     finally:

@@ -88,15 +88,18 @@ def groups() -> list[str]:
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
-    """Expand `a=1,2`, `range` and `choice` into one override list per job, as Hydra's basic sweeper does."""
-    axes: list[list[str]] = []
+    """Expand `a=1,2`, `range` and `choice` into one override list per job, as Hydra's basic sweeper does.
+
+    Of several overrides of one key the last one counts.
+    """
+    axes: dict[str, list[str]] = {}
     for override in OverridesParser.create().parse_overrides(overrides):
+        key = override.get_key_element()
         if override.is_sweep_override():
-            key = override.get_key_element()
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:
-            axes.append([override.input_line or ""])
-    return [list(job) for job in itertools.product(*axes)]
+            axes[key] = [override.input_line or ""]
+    return [list(job) for job in itertools.product(*axes.values())]
 
 
 def sweep_overrides(name: str, overrides: list[str]) -> list[str]:
@@ -108,8 +111,7 @@ def sweep_overrides(name: str, overrides: list[str]) -> list[str]:
         cfg = hydra_compose(ROOT_CONFIG, overrides=[f"+sweeps={name}"], return_hydra_config=True)
     params = OmegaConf.to_container(cfg.hydra.sweeper.params or {}, resolve=False)
     assert isinstance(params, dict)
-    given = {o.split("=", 1)[0].lstrip("+~") for o in overrides}
-    swept = [f"{key}={value}" for key, value in map(_words, params.items()) if key not in given]
+    swept = ["=".join(map(str, item)) for item in params.items()]
     return [f"+sweeps={name}", f"sweep={name}", *swept, *overrides]
 
 
@@ -119,7 +121,7 @@ def hydra_arguments(overrides: list[str]) -> list[str]:
     Before it sweeps, Hydra composes one config from the overrides that are not swept. Values that only a swept choice
     has a place for (`method=ti_o,ti_g method.stages.intervene.steps=120`) fail there, so they become sweeps of one.
     """
-    arguments = ["hydra.sweeper.params=null"]  # else a sweep's own values and ours would be multiplied
+    arguments = []
     for override in OverridesParser.create().parse_overrides(overrides):
         text = override.input_line or ""
         key, _, value = text.partition("=")
@@ -129,10 +131,6 @@ def hydra_arguments(overrides: list[str]) -> list[str]:
         else:
             arguments.append(f"{key}=choice({value})")
     return arguments
-
-
-def _words(item: tuple[object, object]) -> tuple[str, str]:
-    return str(item[0]), str(item[1])
 
 
 def first_comment(group: str, name: str) -> str:

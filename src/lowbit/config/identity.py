@@ -19,8 +19,9 @@ NOT_IDENTITY = (
     "trainer.log_every",
     "trainer.progress",
     "data.num_workers",
-    "data.eval_batch_size",
 )
+# Quantizers with one scale per batch see the evaluation batches; the full-precision teacher does not.
+NOT_TEACHER_IDENTITY = (*NOT_IDENTITY, "data.eval_batch_size")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def run_id(cfg: DictConfig) -> str:
 def teacher_id(cfg: DictConfig) -> str:
     """Return the id of the teacher that the run needs: a hash of data, model, precision and teacher settings."""
     content = resolved(cfg)
-    for path in NOT_IDENTITY:
+    for path in NOT_TEACHER_IDENTITY:
         _drop(content, path)
     return _digest({part: content[part] for part in ("data", "model", "teacher", "trainer")})
 

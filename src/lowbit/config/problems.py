@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -15,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lowbit.config import compose as C
 
-CONFIG_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 
 class ConfigError(Exception):
@@ -74,7 +75,12 @@ def explain(error: Exception) -> str:
         return explain(cause)
     text = str(error).strip()
     # Hydra appends its search path and tracebacks of its own; our messages are whole.
-    return text.splitlines()[0] if isinstance(error, HydraException) else text
+    if isinstance(error, yaml.YAMLError):
+        return " ".join(text.split())  # what was being parsed, file, line and what is wrong, over several lines
+    if not isinstance(error, HydraException):
+        return text
+    first, *rest = text.splitlines()
+    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first
 
 
 def _parse(text: str) -> Override | str:

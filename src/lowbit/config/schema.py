@@ -1,167 +1,72 @@
-"""Structured configs: every key of every group with its type, default and meaning.
-
-The names of enum members are the words that a user writes in YAML and on the command line.
-"""
+"""Structured configs: every key of every group with its type, default and meaning."""
 
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
 from omegaconf import MISSING
 
+from lowbit.config.enums import (
+    DataKind,
+    Granularity,
+    LoggerMode,
+    LossKind,
+    MaskRule,
+    ModelKind,
+    OptimizerKind,
+    Padding,
+    PhaseOrder,
+    Precision,
+    QuantizerKind,
+    Ramp,
+    Reduction,
+    SchedulerKind,
+    Site,
+    StepCounter,
+    StudentInit,
+    TeacherSource,
+    TokenizerKind,
+)
 
-class DataKind(Enum):
-    """Where the examples come from."""
-
-    digits = auto()
-    agreement = auto()
-
-
-class TokenizerKind(Enum):
-    """Who turns text into token ids: the data set's own word list, or the model's tokenizer."""
-
-    words = auto()
-    model = auto()
-
-
-class Padding(Enum):
-    """To which length the sentences of a batch are padded."""
-
-    longest = auto()
-    max_length = auto()
-
-
-class ModelKind(Enum):
-    """How a model is built: three random-init architectures, a Hugging Face folder or hub name, a timm name."""
-
-    bert = auto()
-    vit = auto()
-    timm_vit = auto()
-    hf = auto()
-    timm = auto()
-
-
-class TeacherSource(Enum):
-    """Where the teacher's weights come from."""
-
-    finetune = auto()
-    path = auto()
-
-
-class QuantizerKind(Enum):
-    """A fake quantizer of `lowbit.quantizers.functional`."""
-
-    none = auto()
-    twn = auto()
-    minmax_symmetric = auto()
-    minmax_asymmetric = auto()
-
-
-class Granularity(Enum):
-    """Which elements share one scale."""
-
-    tensor = auto()
-    row = auto()
-    token = auto()
-    head = auto()
-
-
-class OptimizerKind(Enum):
-    """An optimizer of `lowbit.training.optimizers`."""
-
-    adamw = auto()
-    bert_adam = auto()
-
-
-class StepCounter(Enum):
-    """Which step count BertAdam's schedule reads: each parameter's own (published) or the stage's."""
-
-    parameter = auto()
-    shared = auto()
-
-
-class SchedulerKind(Enum):
-    """Shape of the learning rate after the warm-up."""
-
-    linear = auto()
-    cosine = auto()
-    constant = auto()
-
-
-class LossKind(Enum):
-    """What student and teacher are compared on."""
-
-    logits = auto()
-    hidden = auto()
-    scores = auto()
-    maps = auto()
-    attn_block = auto()
-    attn_out = auto()
-    task = auto()
-
-
-class Reduction(Enum):
-    """Soft cross-entropy over the classes: TI sums, TernaryBERT takes the mean. The batch is always averaged."""
-
-    sum = auto()
-    mean = auto()
-
-
-class MaskRule(Enum):
-    """`full`: padded entries count as zero, mean over all (published). `valid`: mean over unpadded entries."""
-
-    full = auto()
-    valid = auto()
-
-
-class Ramp(Enum):
-    """How a loss weight moves from `weight` to `weight_end` over a stage."""
-
-    constant = auto()
-    linear = auto()
-    cosine = auto()
-
-
-class Site(Enum):
-    """A tensor inside a layer that the teacher's may replace."""
-
-    probs = auto()
-    context = auto()
-    attn_out = auto()
-    ffn_out = auto()
-    hidden = auto()
-
-
-class PhaseOrder(Enum):
-    """How the phases of an intervention follow each other."""
-
-    sequential = auto()
-    random = auto()
-
-
-class StudentInit(Enum):
-    """Where a stage's student comes from."""
-
-    teacher = auto()
-    previous = auto()
-    fresh = auto()
-
-
-class LoggerMode(Enum):
-    """W&B: `auto` is online if WANDB_API_KEY is set, else offline."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
-
-
-class Precision(Enum):
-    """Lightning precision; names without the dash, which Python does not allow."""
-
-    float32 = "32-true"
-    float64 = "64-true"
-    bf16_mixed = "bf16-mixed"
-    fp16_mixed = "16-mixed"
+__all__ = [
+    "BudgetConfig",
+    "Config",
+    "DataConfig",
+    "DataKind",
+    "FakeQuantConfig",
+    "Granularity",
+    "InterventionConfig",
+    "LoggerConfig",
+    "LoggerMode",
+    "LossConfig",
+    "LossKind",
+    "MaskRule",
+    "MethodConfig",
+    "ModelConfig",
+    "ModelKind",
+    "OptimizerChanges",
+    "OptimizerConfig",
+    "OptimizerKind",
+    "Padding",
+    "PathsConfig",
+    "PhaseConfig",
+    "PhaseOrder",
+    "Precision",
+    "QuantizerConfig",
+    "QuantizerKind",
+    "Ramp",
+    "Reduction",
+    "RuleConfig",
+    "SchedulerChanges",
+    "SchedulerConfig",
+    "SchedulerKind",
+    "Site",
+    "StageConfig",
+    "StepCounter",
+    "StudentInit",
+    "TeacherConfig",
+    "TeacherSource",
+    "TokenizerKind",
+    "TrainerConfig",
+]
 
 
 @dataclass

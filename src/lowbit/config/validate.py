@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lowbit.config import compose as C
 from lowbit.config import schema as S
-from lowbit.config.budget import stage_steps
+from lowbit.config.budget import stage_steps, total_steps
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
 
 _TEXT = (S.DataKind.agreement,)
@@ -73,6 +73,8 @@ def _numbers(config: S.Config) -> Iterator[str]:
         "trainer.threads": config.trainer.threads,
         "budget.steps": config.budget.steps,
         "budget.epochs": config.budget.epochs,
+        "teacher.budget.steps": config.teacher.budget.steps,
+        "teacher.budget.epochs": config.teacher.budget.epochs,
     }
     for key, value in positive.items():
         if value is not None and value <= 0:
@@ -209,13 +211,10 @@ def _intervention(where: str, stage: S.StageConfig, depth: int, kind: S.ModelKin
 def _budget(config: S.Config) -> Iterator[str]:
     rows = config.data.train_size or _TRAIN_ROWS[config.data.kind]
     steps_per_epoch = -(-rows // max(config.data.batch_size, 1))
-    for stages, budget in (
-        (config.method.stages, config.budget),
-        ({"teacher": S.StageConfig()}, config.teacher.budget),
-    ):
-        if stages is not config.method.stages and config.teacher.source is not S.TeacherSource.finetune:
-            continue
-        try:
-            stage_steps(stages, budget, steps_per_epoch)
-        except ValueError as error:
-            yield str(error)
+    try:
+        stage_steps(config.method.stages, config.budget, steps_per_epoch)
+    except ValueError as error:
+        yield str(error)
+    teacher = config.teacher
+    if teacher.source is S.TeacherSource.finetune and total_steps(teacher.budget, steps_per_epoch) is None:
+        yield "teacher.budget: no total; set teacher.budget.steps=N or teacher.budget.epochs=N"

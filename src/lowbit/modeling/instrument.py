@@ -45,8 +45,10 @@ class Instrument:
         self._handles: list[RemovableHandle] = []
         self._originals: dict[str, nn.Module] = {}
         self._attentions = [model.get_submodule(f"{n}.{family.names.attention}") for n, _ in family.layers_of(model)]
-        self._swap_layers()
+        # What may refuse the model comes first, so that a refusal leaves it as it was.
+        quantized = {name: self._quantized(name, model.get_submodule(name)) for name in self._quantized_names()}
         self._undo_routing = family.route_attention(model, self._attentions)
+        self._swap_layers(quantized)
         self._attach()
 
     def run(self, batch: dict[str, Tensor], fields: Iterable[str] = (), plan: Plan | None = None) -> Trace:
@@ -86,12 +88,13 @@ class Instrument:
             self.model.set_submodule(name, original)
         return self.model
 
-    def _swap_layers(self) -> None:
-        slots = self.resolved.slots
-        for name in dict.fromkeys(name for name, _ in sorted(slots, key=str)):
-            original = self.model.get_submodule(name)
-            self._originals[name] = original
-            self.model.set_submodule(name, self._quantized(name, original))
+    def _quantized_names(self) -> list[str]:
+        return sorted({name for name, _ in self.resolved.slots})
+
+    def _swap_layers(self, quantized: dict[str, nn.Module]) -> None:
+        for name, layer in quantized.items():
+            self._originals[name] = self.model.get_submodule(name)
+            self.model.set_submodule(name, layer)
         for (name, operand), spec in self.resolved.operands.items():
             self.model.get_submodule(name).add_module(QUANTIZER_NAMES[operand], FakeQuantizer(spec))
 

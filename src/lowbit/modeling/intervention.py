@@ -76,10 +76,15 @@ class Plan:
         """Return the tensor to compute with at this point: the teacher's, a mix, or the student's own.
 
         Raises:
-            ValueError: teacher and student tensors differ in shape.
+            ValueError: the teacher has no such layer, or teacher and student tensors differ in shape.
         """
         if site not in self.intervention.sites or not self.intervention.covers(layer):
             return own
+        if layer >= len(self.teacher.layers):
+            raise ValueError(
+                f"intervention on {site!r}, layer {layer}: the teacher's trace has {len(self.teacher.layers)} layers; "
+                "give a layer_map with one teacher layer per student layer"
+            )
         theirs: Tensor = getattr(self.teacher.layers[layer], site).detach().to(own.dtype)
         if theirs.shape != own.shape:
             raise ValueError(

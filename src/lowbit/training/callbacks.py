@@ -47,6 +47,10 @@ class PhaseBar(RichProgressBar):
         super().__init__(leave=False)
         self._timer = timer
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Name the stage; a stage is one endless epoch to Lightning."""
+        return str(getattr(self.trainer.lightning_module, "stage_name", f"epoch {current_epoch}"))
+
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """Add phase and milliseconds per step."""
         metrics: dict[str, Any] = {"phase": getattr(pl_module, "phase", "")}

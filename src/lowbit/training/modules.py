@@ -39,6 +39,11 @@ class FinetuneModule(L.LightningModule):
         self.seed = seed
 
     @property
+    def stage_name(self) -> str:
+        """What the progress display calls the stage."""
+        return self.stage.name
+
+    @property
     def views(self) -> tuple[str, ...]:
         """How the student is evaluated: plainly."""
         return ("plain",)

@@ -173,6 +173,7 @@ def _run_stage(
     else:
         module = FinetuneModule(instrument, stage, metric, job.config.seed)
         record = fit_stage(module, data, job.config.trainer, folder, loggers)
+    print("  " + ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items()), flush=True)
     return instrument.restore(), record
 
 

@@ -118,9 +118,12 @@ def fit_stage(
             logger.start_stage(stage.name, stage.first_step + resumed)
     if resumed:
         print(f"  resuming stage {stage.name} at step {resumed} of {stage.steps}", flush=True)
-    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resumed else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resumed else None)
+    except SystemExit as exit_:
+        if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1), which would read as a failure
+            raise KeyboardInterrupt from exit_
+        raise
     metrics = evaluate(trainer, module, data, "validate")
     save_weights(module.student, folder / WEIGHTS)
     record = StageRecord(stage.name, stage.steps, timer.seconds, metrics)

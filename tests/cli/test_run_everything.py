@@ -1,0 +1,76 @@
+"""Every method, experiment, data set and kind of model that ships is trained for a few steps by `lowbit train`."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from lowbit.cli import main
+from lowbit.config import compose as C
+
+with C.hydra_session():
+    METHODS = C.choices("method")
+    EXPERIMENTS = C.choices("experiment")
+
+# Kinds of model, optimizers, schedules and quantizers that no experiment uses yet.
+OTHERS = [
+    ["model.kind=vit", "method=ti_g", "scheduler=constant", "model.dropout=0.1"],
+    ["model=timm", "model.timm_name=vit_tiny_patch16_224", "model.patch_size=4", "quantizer=w8a8"],
+    ["data=agreement", "model=bert_micro", "optimizer=bert_adam", "scheduler=cosine", "quantizer=none"],
+]
+
+
+def run(overrides: list[str], outputs: Path) -> int:
+    return main(["train", *overrides, f"paths.outputs={outputs}"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [*([f"method={m}"] for m in METHODS), *([f"experiment={e}"] for e in EXPERIMENTS), *OTHERS],
+    ids=" ".join,
+)
+def test_runs_to_its_end(overrides, few_steps, outputs, runs_in, capsys):
+    before = runs_in(outputs)
+    assert run(few_steps(overrides), outputs) == 0
+    after = runs_in(outputs)
+    (new,) = set(after) - set(before)
+    result = after[new]
+    stages = result["config"]["method"]["stages"]
+    assert result["status"] == "finished"
+    assert result["config"]["method"]["name"] in METHODS
+    assert [stage["name"] for stage in result["stages"]] == list(stages)
+    assert result["steps"] == sum(stage["steps"] for stage in result["stages"]) == result["config"]["budget"]["steps"]
+    assert (result["teacher"] is None) == (result["config"]["method"]["name"] == "finetune")
+    assert math.isfinite(result["metrics"][result["primary_metric"]])
+    assert result["size"]["simulated_bytes"] <= result["size"]["float_bytes"]
+    folder = next(outputs.glob(f"runs/**/{new}"))
+    assert (folder / "metrics.csv").read_text().count("\n") > 1
+    assert (folder / "stages" / list(stages)[-1] / "model.safetensors").is_file()
+    out, err = capsys.readouterr()
+    assert new in out
+    assert "Traceback" not in err
+
+
+def test_methods_of_one_data_set_share_one_teacher(few_steps, outputs, runs_in, capsys):
+    """The second student of a teacher finds it, whatever its method, seed and quantizer."""
+    for overrides in (["method=ternarybert"], ["method=ti_m", "seed=5", "quantizer=w8a8"]):
+        assert run(few_steps(overrides), outputs) == 0
+    teachers = {run["teacher"]["id"] for run in runs_in(outputs).values() if plain_digits(run)}
+    assert len(teachers) == 1
+    assert (outputs / "teachers" / teachers.pop() / "model.safetensors").is_file()
+
+
+def plain_digits(run: dict) -> bool:
+    default_size = run["config"]["model"]["kind"] == "timm_vit" and run["config"]["model"]["dropout"] == 0
+    experiment = run["config"]["teacher"]["optimizer"]["lr"] != 1e-3
+    return run["teacher"] is not None and default_size and not experiment
+
+
+def test_second_time_nothing_is_trained(few_steps, outputs, capsys):
+    overrides = few_steps(["method=finetune"])
+    assert run(overrides, outputs) == 0
+    capsys.readouterr()
+    assert run(overrides, outputs) == 0
+    out = capsys.readouterr().out
+    assert "finished before, nothing to train" in out
+    assert "stage finetune" not in out

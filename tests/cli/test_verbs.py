@@ -1,0 +1,201 @@
+"""What each verb prints and returns, from any working directory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowbit import __version__
+from lowbit.cli import main
+from lowbit.config import compose as C
+from lowbit.config.validate import load
+
+VERBS = ("train", "sweep", "table", "check", "ls", "bench")
+HEAVY = ("torch", "transformers", "lightning", "timm", "sklearn", "pandas", "wandb")
+
+
+def test_cli_and_a_config_error_import_nothing_heavy(tmp_path: Path):
+    """A config error shows in a second, and so do ls and --help."""
+    code = (
+        "import sys; from lowbit.cli import main; "
+        "codes = [main(['ls']), main(['ls', 'method']), main(['train', 'method=ti_gg']), main(['train', 'seed=-1'])]; "
+        f"heavy = [name for name in {HEAVY} if name in sys.modules]; "
+        "print(codes, heavy, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[0, 0, 2, 2] []"
+
+
+def test_console_script_is_this_function():
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name="lowbit")
+    assert script.load() is main
+
+
+def test_ls(capsys):
+    assert main(["ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *sorted(path.name for path in (C.shipped_root() / "conf").iterdir() if path.is_dir()),
+        "sweeps",
+    ]
+    assert "method       finetune, ternarybert, ti_c, ti_g, ti_inverted, ti_m, ti_o, ti_stochastic" in lines
+    assert not any("_ti," in line or "_base" in line for line in lines)
+
+
+def test_ls_of_a_group_says_what_each_choice_is(capsys):
+    assert main(["ls", "method"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    described = dict(line.split(maxsplit=1) for line in lines)
+    assert described["ternarybert"].startswith("TernaryBERT (arXiv 2009.12812)")
+    assert all(text.endswith(".") for text in described.values())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([verb, "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert f"example: lowbit {verb}" in " ".join(out.split())
+
+
+def test_help_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    for verb in VERBS:
+        assert f"  {verb} " in out
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "bench"])
+def test_example_of_the_help_is_valid(verb, capsys, monkeypatch, tmp_path):
+    """The examples are commands that pass the checks (train and sweep: their configs do)."""
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    words = " ".join(capsys.readouterr().out.split()).split("example: lowbit ")[1].split()
+    monkeypatch.chdir(tmp_path)
+    if verb in ("train", "check"):
+        assert main(["check", *words[1:]]) == 0
+    elif verb == "sweep":
+        load(C.expand(C.sweep_overrides(words[1], words[2:]))[0])
+    else:
+        assert main(words) == 0
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"lowbit {__version__}\n"
+
+
+def test_commas_without_m_are_refused(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "method=ti_o,ti_g", "seed=1,2"]) == 2
+    assert "4 jobs in one command: add -m" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "seed=-1", "-m", "optimizer.lr=-1,-2", "model.dropout=3"]) == 2
+    err = capsys.readouterr().err
+    for words in ("seed=-1", "optimizer.lr=-1.0", "optimizer.lr=-2.0", "model.dropout=3.0"):
+        assert words in err
+
+
+def test_check_shows_stages_rules_and_size(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "experiment=agreement/ti_g"]) == 0
+    out = capsys.readouterr().out
+    head, *lines = out.splitlines()
+    assert head.startswith("agreement/ti_g/")
+    assert head.endswith(": valid")
+    assert "  stage intervene: 60 steps, losses logits, hidden, scores, attn_block, adamw lr 0.0005" in lines
+    assert "  stage plain: 940 steps, losses logits, hidden, scores, attn_block, adamw lr 0.0005" in lines
+    assert any(line.startswith("  word_embedding: 1 embedding: weight twn/row") for line in lines)
+    assert any(line.startswith("  size ") for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_of_a_rule_that_matches_nothing(capsys):
+    """Nothing in the config says which modules a model has: the preview builds it without weights."""
+    assert main(["check", "quantizer.rules=[{match:[querry],weight:{kind:twn}}]"]) == 2
+    err = capsys.readouterr().err
+    assert "matches no module" in err
+    assert "Did you mean 'query'?" in err
+    assert "Traceback" not in err
+
+
+def test_check_of_several_jobs(capsys):
+    assert main(["check", "method=ti_o,ti_g"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split("/")[1] for line in out.splitlines() if line.endswith(": valid")] == ["ti_o", "ti_g"]
+
+
+MY_EXPERIMENT = """# @package _global_
+# My own cell.
+defaults:
+  - override /method: ti_g
+
+name: mine
+method:
+  losses:
+    maps: {kind: maps, weight: 0.5}
+"""
+
+
+def test_working_directory_adds_choices(capsys, monkeypatch, tmp_path):
+    """./conf and ./sweeps beside the user's own work; a loss that the method lacks is one line of YAML."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(MY_EXPERIMENT)
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "own.yaml").write_text(
+        "# @package _global_\n# My sweep.\nhydra:\n  sweeper:\n    params:\n      seed: 3,4\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["ls", "experiment"]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert listed["mine"] == "My own cell."
+    assert "digits/ti_g" in listed
+    assert main(["check", "experiment=mine"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("mine/")
+    assert "losses logits, hidden, scores, attn_block, maps" in out
+    assert main(["check", "experiment=mime"]) == 2
+    assert "Did you mean 'mine'?" in capsys.readouterr().err
+    assert main(["table", "own", "experiment=mine", "--format", "md"]) == 0
+    assert "not run" in capsys.readouterr().out
+    monkeypatch.chdir("/")
+    assert main(["check", "experiment=mine"]) == 2
+    assert "no such choice" in capsys.readouterr().err
+
+
+def test_error_in_a_file_of_the_user(capsys, monkeypatch, tmp_path):
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "bad.yaml").write_text(
+        "# Bad.\nname: bad\nlosses: {task: {knd: task}}\nstages: {a: {}}\n"
+    )
+    (tmp_path / "conf" / "method" / "broken.yaml").write_text("# Broken.\nname: [broken\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "method=bad"]) == 2
+    err = capsys.readouterr().err
+    assert "knd" in err
+    assert "Traceback" not in err
+    assert main(["check", "method=broken"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "broken.yaml" in err
+
+
+def test_train_from_another_folder_writes_only_outputs(capsys, monkeypatch, tmp_path, few_steps):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *few_steps(["method=finetune"])]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    assert len(list(tmp_path.glob("outputs/runs/digits/finetune/*/run.json"))) == 1

@@ -1,0 +1,110 @@
+"""What a person reads who mistyped something: one line each, with the key, the value, the choices, the nearest."""
+
+import pytest
+
+from lowbit.cli import main
+from lowbit.config.problems import nearest
+
+# argv, words on stderr
+REFUSED: list[tuple[list[str], list[str]]] = [
+    (["train", "method=ti_gg"], ["method=ti_gg: no such choice", "Did you mean 'ti_g'?", "ternarybert"]),
+    (["check", "experiment=digits/ti"], ["no such choice", "Did you mean 'digits/ti_g'?", "agreement/ternarybert"]),
+    (["train", "model.lr=3"], ["no such key 'model.lr'", "Did you mean 'optimizer.lr'?", "Keys here: name, kind"]),
+    (["train", "optimizer.kind=sgd"], ["optimizer.kind", "'sgd'", "[adamw, bert_adam]"]),
+    (["train", "model=hf", "data=agreement", "data.tokenizer=model"], ["model.path: no value", "model.path=bert"]),
+    (["train", "teacher=path"], ["teacher.path: no value", "model.safetensors"]),
+    (["train", "seed=[1"], ["'seed=[1'", "not a valid override", "quote the value"]),
+    (["train", "seed"], ["'seed'", "KEY=VALUE"]),
+    (["train", "seed=range(1,4)"], ["3 jobs in one command", "-m"]),
+    (["train", "-m", "seed=abc,2"], ["seed=abc", "Integer"]),
+    (["table", "demo", "seed=["], ["'seed=['", "not a valid override"]),
+    (["sweep", "dem"], ["sweep 'dem'", "Did you mean 'demo'?", "Sweeps: demo"]),
+    (["table", "nothing"], ["sweep 'nothing'", "Sweeps: demo"]),
+    (["ls", "metod"], ["metod: no such group", "Did you mean 'method'?", "quantizer"]),
+]
+REFUSED_BY_ARGPARSE: list[tuple[list[str], list[str]]] = [
+    (["frobnicate"], ["invalid choice: 'frobnicate'", "train", "sweep", "table", "check", "ls"]),
+    ([], ["required: VERB"]),
+    (["sweep"], ["required: name"]),
+    (["ls", "method", "model"], ["unrecognized arguments: model"]),
+    (["train", "--sed=1"], ["unrecognized arguments: --sed=1"]),
+    (["table", "demo", "--format", "html"], ["invalid choice: 'html'", "md", "csv", "latex"]),
+]
+
+
+@pytest.mark.parametrize(("argv", "words"), REFUSED, ids=lambda value: " ".join(value)[:50])
+def test_refused_with_one_readable_line(argv, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    head, line = err.splitlines()
+    assert head == "1 problem in the configuration:"
+    assert line.startswith("  - ")
+    for word in words:
+        assert word in line, err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("argv", "words"), REFUSED_BY_ARGPARSE, ids=lambda value: " ".join(value)[:50])
+def test_refused_by_argparse(argv, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_check_reports_seeded_mistakes_at_once(capsys):
+    """A wrong choice, a wrong key, a wrong type and a value that only makes no sense."""
+    assert main(["check", "method=ti_gg", "model.depth=3", "seed=abc", "optimizer.lr=-1"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    head, *lines = err.splitlines()
+    assert head == "4 problems in the configuration:"
+    expected = (
+        "method=ti_gg: no such choice. Did you mean 'ti_g'?",
+        "model.depth=3: no such key 'model.depth'.",
+        "seed=abc: seed: Value 'abc' of type 'str' could not be converted to Integer",
+        "optimizer.lr=-1.0: must be greater than 0",
+    )
+    for line, text in zip(lines, expected, strict=True):
+        assert line.startswith(f"  - {text}")
+
+
+def test_overrides_of_a_wrong_choice_are_still_checked(capsys):
+    """A key of the method that was mistyped cannot be known; all the others can."""
+    assert main(["check", "experiment=digits/ti_g", "model=vit_mikro", "model.patch_size=big", "data.augment=5.5"]) == 2
+    err = capsys.readouterr().err
+    assert "Did you mean 'vit_micro'?" in err
+    assert "model.patch_size" in err
+    assert "data.augment" in err
+    assert err.startswith("3 problems")
+
+
+def test_problems_of_several_jobs_are_listed_once(capsys):
+    assert main(["check", "seed=-1,-2", "optimizer.lr=0"]) == 2
+    head, *lines = capsys.readouterr().err.splitlines()
+    assert head == "3 problems in the configuration:"
+    assert [line.split(":")[0].strip() for line in lines] == ["- optimizer.lr=0.0", "- seed=-1", "- seed=-2"]
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "hint"),
+    [
+        ("ti_gg", ["ti_g", "ti_o"], "Did you mean 'ti_g'? "),
+        ("trainer.lr", ["trainer", "teacher.optimizer.lr", "optimizer.lr"], "Did you mean 'optimizer.lr'? "),
+        ("lr", ["logger", "optimizer.lr"], "Did you mean 'optimizer.lr'? "),
+        ("budgt.steps", ["method.stages.a.steps", "budget.steps"], "Did you mean 'budget.steps'? "),
+        ("modle", ["model", "method"], "Did you mean 'model'? "),
+        ("zzz", ["ti_g", "ti_o"], ""),
+        ("anything", [], ""),
+    ],
+)
+def test_nearest(word, known, hint):
+    assert nearest(word, known) == hint

