@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except (*CONFIG_ERRORS, OSError) as error:
-        print(f"error: {explain(error)}", file=sys.stderr)
+        print("\n".join([f"error: {explain(error)}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)

@@ -147,7 +147,7 @@ defaults:
 name: mine
 method:
   losses:
-    maps: {kind: maps, weight: 0.5}
+    mine: {kind: maps, weight: 0.5}
 """
 
 
@@ -167,7 +167,7 @@ def test_working_directory_adds_choices(capsys, monkeypatch, tmp_path):
     assert main(["check", "experiment=mine"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("mine/")
-    assert "losses logits, hidden, scores, attn_block, maps" in out
+    assert "losses logits, hidden, scores, attn_block, mine" in out
     assert main(["check", "experiment=mime"]) == 2
     assert "Did you mean 'mine'?" in capsys.readouterr().err
     assert main(["table", "own", "experiment=mine", "--format", "md"]) == 0

@@ -105,6 +105,7 @@ def recipe_of(case: dict[str, Any]) -> tuple[Any, tuple[Stage, ...]]:
         "scheduler=linear",
         f"method={method}",
         f"method.losses.logits.reduction={over_classes}",
+        f"method.losses.attn_block.weight={float(case['attention_block_loss'])}",
         f"optimizer.lr={INDEX['lr']}",
         f"scheduler.warmup={INDEX['warmup']}",
         f"budget.steps={len(case['steps'])}",
@@ -114,11 +115,6 @@ def recipe_of(case: dict[str, Any]) -> tuple[Any, tuple[Stage, ...]]:
     ]
     if intervened:
         overrides.append(f"method.stages.intervene.steps={intervened}")
-    has_block = method != "ternarybert"
-    if case["attention_block_loss"] and not has_block:
-        overrides.append("+method.losses.attn_block={kind: attn_block}")
-    if has_block and not case["attention_block_loss"]:
-        overrides.append("~method.losses.attn_block")
     config = to_config(compose(overrides))
     return config, build_recipe(config, steps_per_epoch=1).stages
 

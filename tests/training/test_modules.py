@@ -211,6 +211,19 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: P
     assert not all(other)
 
 
+def test_the_teacher_does_not_depend_on_which_run_comes_first(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    teachers = []
+    for seed in (1, 2):
+        cfg, config = load([*TINY_TI, f"paths.outputs={tmp_path / str(seed)}", f"seed={seed}"])
+        train(cfg, config)
+        (file,) = (tmp_path / str(seed)).glob("teachers/*/model.safetensors")
+        teachers.append((file.parent.name, load_file(file)))
+    assert teachers[0][0] == teachers[1][0]
+    assert all(torch.equal(teachers[0][1][k], v) for k, v in teachers[1][1].items())
+
+
 def test_teacher_from_a_folder(tmp_path: Path) -> None:
     cfg, config = load([*TINY_TI, f"paths.outputs={tmp_path}"])
     first = train(cfg, config)

@@ -216,6 +216,11 @@ class LossConfig:
     mask: MaskRule = MaskRule.full
     temperature: float = 1.0
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the term ever counts; one that is off costs nothing."""
+        return self.weight != 0 or self.weight_end is not None
+
 
 @dataclass
 class PhaseConfig:
@@ -246,7 +251,7 @@ class StageConfig:
     student: StudentInit = StudentInit.teacher
     teacher: bool = True
     quantize: bool = True
-    losses: dict[str, LossConfig] | None = None
+    losses: dict[str, LossConfig] = field(default_factory=dict)
     intervention: InterventionConfig | None = None
     optimizer: OptimizerChanges = field(default_factory=OptimizerChanges)
     scheduler: SchedulerChanges = field(default_factory=SchedulerChanges)

@@ -170,9 +170,9 @@ def _method(config: S.Config) -> Iterator[str]:
     depth = config.model.num_layers
     for name, stage in config.method.stages.items():
         where = f"method.stages.{name}"
-        losses = config.method.losses if stage.losses is None else stage.losses
+        losses = {key: loss for key, loss in (stage.losses or config.method.losses).items() if loss.is_on}
         if not losses:
-            yield f"{where}: no losses; set method.losses or {where}.losses"
+            yield f"{where}: no losses; give one a weight, for example method.losses.logits.weight=1"
         for key, loss in losses.items():
             if (loss.ramp is S.Ramp.constant) != (loss.weight_end is None):
                 yield f"{where}, loss {key}: `ramp: linear` or `cosine` and `weight_end` go together"

@@ -34,7 +34,7 @@ def build_recipe(config: schema.Config, steps_per_epoch: int) -> Recipe:
                 student=stage.student.name,
                 teacher=stage.teacher,
                 rules=rules if stage.quantize else (),
-                losses={key: build_term(term) for key, term in losses.items() if is_on(term)},
+                losses={key: build_term(term) for key, term in losses.items() if term.is_on},
                 intervention=None if stage.intervention is None else build_intervention(stage.intervention),
                 optimizer=build_optimizer_settings(merged(config.optimizer, stage.optimizer)),
                 scheduler=build_scheduler_settings(merged(config.scheduler, stage.scheduler)),
@@ -74,11 +74,6 @@ def build_rules(config: schema.QuantizerConfig) -> tuple[Rule, ...]:
         )
         for rule in config.rules
     )
-
-
-def is_on(config: schema.LossConfig) -> bool:
-    """Whether a term ever counts; a weight of 0 switches it off, and its trace fields are not recorded for it."""
-    return config.weight != 0 or config.weight_end is not None
 
 
 def build_term(config: schema.LossConfig) -> LossTerm:

@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import os
 import socket
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model, build_tokenizer
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import Stage, build_recipe
-from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_run, write_json
+from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_run, write_json, write_text
 from lowbit.training.environment import environment
 from lowbit.training.loggers import build_loggers, finish_wandb
 from lowbit.training.modules import DistillationModule, FinetuneModule
@@ -40,6 +41,7 @@ from lowbit.training.teacher import Teacher, obtain_teacher
 
 HOLDER_FILE = "holder.json"
 STATUS_FILE = "status.json"
+ERROR_FILE = "error.log"
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def _guarded(job: Job) -> dict[str, Any]:
         return result
     except BaseException as error:
         write_json(job.folder / STATUS_FILE, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
+        write_text(job.folder / ERROR_FILE, traceback.format_exc())
+        error.add_note(f"traceback: {job.folder / ERROR_FILE}")
         raise
     finally:
         finish_wandb(failed=failed)
@@ -101,10 +105,12 @@ def _execute(job: Job) -> dict[str, Any]:
     config, started = job.config, _now()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    data = _datamodule(config)
+    data = _datamodule(config, config.seed)
     recipe = build_recipe(config, data.steps_per_epoch)
     needs_teacher = any(stage.teacher or stage.student == "teacher" for stage in recipe.stages)
-    teacher = obtain_teacher(config, identity.teacher_id(job.cfg), data) if needs_teacher else None
+    teacher = None
+    if needs_teacher:  # on batches of its own seed: which run of a sweep comes first must not matter
+        teacher = obtain_teacher(config, identity.teacher_id(job.cfg), _datamodule(config, config.teacher.seed))
     resolved = identity.resolved(job.cfg)
     loggers = build_loggers(config, job.run_id, job.folder, resolved)
     student: nn.Module | None = None
@@ -189,12 +195,12 @@ def _initial_student(
     return build_model(config.model, data.info, config.seed)
 
 
-def _datamodule(config: Config) -> StepDataModule:
+def _datamodule(config: Config, seed: int) -> StepDataModule:
     if config.data.tokenizer is not TokenizerKind.model:
-        return build_datamodule(config.data, config.seed)
+        return build_datamodule(config.data, seed)
     tokenizer = build_tokenizer(config.model)
     return build_datamodule(
-        config.data, config.seed, lambda texts: tokenizer(texts)["input_ids"], pad_id=tokenizer.pad_token_id
+        config.data, seed, lambda texts: tokenizer(texts)["input_ids"], pad_id=tokenizer.pad_token_id
     )
 
 
