@@ -30,16 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except (*CONFIG_ERRORS, OSError) as error:
-        print("\n".join([f"error: {explain(error)}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        print(_told(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
-    except RuntimeError as error:
-        if type(error).__name__ != "NonFiniteLossError":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -49,9 +44,14 @@ def _train(args: argparse.Namespace) -> int:
     if len(jobs) > 1:
         raise ConfigError([f"{len(jobs)} jobs in one command: add -m to run them all, or quote a value with commas"])
     cfg, config = load(args.overrides)
+    from lowbit.training.guards import NonFiniteLossError
     from lowbit.training.run import train
 
-    train(cfg, config)
+    try:
+        train(cfg, config)
+    except (ValueError, OSError, NonFiniteLossError) as error:
+        print(_told(error), file=sys.stderr)
+        return 1
     return 0
 
 
@@ -76,9 +76,8 @@ def _multirun(overrides: list[str]) -> int:
         try:
             return train(cfg, C.to_config(cfg))
         except Exception as error:
-            message = f"{cfg.name}/{identity.run_id(cfg)}: {type(error).__name__}: {error}"
-            print(f"FAILED {message}", file=sys.stderr)
-            failures.append(message)
+            failures.append(f"{cfg.name}/{identity.run_id(cfg)}: {_told(error)}")
+            print(f"FAILED {failures[-1]}", file=sys.stderr)
             return None
 
     C.register()
@@ -141,18 +140,19 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    name = next((o.split("=", 1)[1] for o in args.overrides if o.startswith("+sweeps=")), None)
     try:
-        jobs = C.expand(args.overrides)
-    except CONFIG_ERRORS:
-        jobs = [args.overrides]  # load() says what is wrong with them
+        jobs = _jobs(name, [o for o in args.overrides if not o.startswith(("+sweeps=", "sweep="))])
+    except ConfigError:
+        jobs = [args.overrides]  # load() says everything that is wrong with them
     _check_jobs(jobs)
     from lowbit.training.preview import preview
 
     for job in jobs:
         cfg, config = load(job)
+        lines = list(preview(config))
         print(f"{config.name}/{identity.run_id(cfg)}: valid")
-        for line in preview(config):
-            print(f"  {line}")
+        print("\n".join(f"  {line}" for line in lines))
     return 0
 
 
@@ -174,11 +174,19 @@ def _ls(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     overrides = list(args.overrides)
+    if overrides and args.shape is not None:
+        raise ConfigError(["bench step: give --shape or an experiment's overrides, not both"])
     loaded = load(overrides) if overrides else None
     from lowbit.training.bench import bench_step
 
     print(bench_step(None if loaded is None else loaded[1], args.shape, args.rounds, args.threads))
     return 0
+
+
+def _told(error: BaseException) -> str:
+    """Return an error for people: its text, and where the traceback is."""
+    kind = "" if isinstance(error, (*CONFIG_ERRORS, OSError, ConfigError)) else f"{type(error).__name__}: "
+    return "\n".join([f"error: {kind}{explain(error)}", *getattr(error, "__notes__", [])])
 
 
 def _known_sweep(name: str) -> None:
@@ -235,7 +243,9 @@ def _parser() -> argparse.ArgumentParser:
     bench = verb("bench", _bench, "measure a distillation step against its parts", "lowbit bench step")
     bench.add_argument("what", choices=("step",), help="what to measure")
     bench.add_argument("overrides", nargs="*", help="an experiment to measure; none: --shape under TernaryBERT")
-    bench.add_argument("--shape", default="hidden=384,layers=6,heads=12,ffn=1536,vocab=30522,batch=32,length=64")
+    bench.add_argument(
+        "--shape", help="hidden=384,layers=6,heads=12,ffn=1536,vocab=30522,batch=32,length=64 if not given"
+    )
     bench.add_argument("--rounds", type=int, default=8, help="timed rounds; each runs (a), (b) and (c) once")
     bench.add_argument("--threads", type=int, help="torch threads; default: all cores")
     return parser

@@ -185,3 +185,44 @@ def test_jobs_of_a_sweep_are_the_runs_that_train_would_do():
     assert len(ids) == 4
     alone, _ = load(["experiment=digits/ternarybert", "method=ti_m", "seed=2"])
     assert identity.run_id(alone) in ids
+
+
+TWO_STAGES = """# Two stages.
+name: mine
+losses: {{logits: {{kind: logits}}}}
+stages:
+  {first}
+  {second}
+"""
+WARM, LOW = "warm: {steps: 3, quantize: false}", "low: {steps: 3}"
+
+
+def test_the_order_of_stages_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    ids = set()
+    for first, second in ((WARM, LOW), (LOW, WARM)):
+        (tmp_path / "conf" / "method" / "mine.yaml").write_text(TWO_STAGES.format(first=first, second=second))
+        ids.add(identity.run_id(C.compose(["method=mine"])))
+    assert len(ids) == 2
+
+
+def test_a_folder_counts_by_its_content(tmp_path):
+    def ids(path):
+        cfg = C.compose(["teacher=path", f"teacher.path={path}"])
+        return identity.run_id(cfg), identity.teacher_id(cfg)
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    before = ids(tmp_path / "a")
+    assert before == ids(tmp_path / "b")
+    (tmp_path / "a" / "model.safetensors").write_bytes(b"other weights")
+    assert not {*before} & {*ids(tmp_path / "a")}
+    assert ids("hub/name") == ids("hub/name") != ids("hub/other")
+
+
+def test_the_teacher_counts_only_where_one_is_needed():
+    finetune = {identity.run_id(C.compose(["method=finetune", f"teacher.seed={seed}"])) for seed in (1, 2)}
+    distilled = {identity.run_id(C.compose(["method=ternarybert", f"teacher.seed={seed}"])) for seed in (1, 2)}
+    assert (len(finetune), len(distilled)) == (1, 2)

@@ -87,6 +87,9 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
         ["quantizer.rules.1.operands", "'keys'", "query, key, probs, value"],
     ),
     (PLAIN, {"method.losses": {}}, ["method.stages.qat: no losses", "method.losses.logits.weight=1"]),
+    (PLAIN, {"method.layer_map": [0, 9, 1, 2]}, ["method.layer_map=[0, 9, 1, 2]", "one of 0 to 3"]),
+    (PLAIN, {"method.layer_map": [0]}, ["method.layer_map=[0]", "each of the 4 student layers"]),
+    (PLAIN, {"budget.steps": 9}, ["budget has steps=9 and epochs=3.0", "budget.epochs=null"]),
     (PLAIN, {"method.losses.hidden.ramp": "linear"}, ["loss hidden", "weight_end", "go together"]),
     (PLAIN, {"method.losses.hidden.weight_end": 0.5}, ["loss hidden", "weight_end", "go together"]),
     (("method=finetune",), {"method.losses.task.kind": "logits"}, ["loss task", "needs a teacher", "teacher=true"]),
@@ -110,7 +113,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
         {"teacher.budget.epochs": None},
         ["teacher.budget", "set teacher.budget.steps=N or teacher.budget.epochs=N"],
     ),
-    (PLAIN, {"teacher.budget.steps": -5}, ["teacher.budget.steps=-5", "greater than 0"]),
+    (PLAIN, {"teacher.budget.steps": -5, "teacher.budget.epochs": None}, ["teacher.budget.steps=-5", "greater than 0"]),
     (PLAIN, {"teacher.budget.epochs": 0.0}, ["teacher.budget.epochs=0.0", "greater than 0"]),
 ]
 # These break a check and, by the way, what builds on it: the listed words must be in one of the problems.

@@ -28,7 +28,13 @@ def test_seeds_become_one_row(make_cell: MakeCell) -> None:
 
 def test_teacher_comes_once_before_its_first_student(make_cell: MakeCell) -> None:
     """The teacher is one full-precision run, whatever the number of students."""
-    other = {"id": "t2", "metrics": {"test/accuracy": 0.5}, "size": SIZE, "steps": 7, "seconds": 2.0}
+    other = {
+        "id": "t2",
+        "metrics": {"test/accuracy": 0.5},
+        "size": {**SIZE, "bits": "32-32-32"},
+        "steps": 7,
+        "seconds": 2.0,
+    }
     cells = [make_cell("plain", teacher=None), make_cell("ti_g"), make_cell("ti_o"), make_cell("bit", teacher=other)]
     rows = collect(cells)
     assert [row.label for row in rows] == ["plain", "teacher", "ti_g", "ti_o", "teacher", "bit"]

@@ -1,7 +1,6 @@
 """DistillationModule and the stage runner: teacher rules, train mode, logging, failures."""
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.recipes import Stage, build_recipe
 from lowbit.results import read_run
-from lowbit.training.callbacks import CHECKPOINT
+from lowbit.training.checkpoints import CHECKPOINT, step_of
 from lowbit.training.guards import NonFiniteLossError
 from lowbit.training.loggers import MetricsFile, wandb_mode
 from lowbit.training.modules import DistillationModule
@@ -94,9 +93,34 @@ def test_nan_stops_the_run_names_the_term_and_keeps_the_checkpoint(
     monkeypatch.setattr(type(stage.losses["scores"]), "__call__", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"'scores' is nan at step 5 of stage 'intervene'.*optimizer.lr"):
         fit_stage(module, data, config.trainer, tmp_path, [])
-    kept = torch.load(tmp_path / f"{CHECKPOINT}.ckpt", weights_only=True)
+    kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert kept["global_step"] == 4
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
+
+
+def test_a_checkpoint_never_holds_weights_that_are_not_finite(tmp_path: Path) -> None:
+    config = config_of("trainer.checkpoint_every=1", "optimizer.lr=1e38", "optimizer.max_grad_norm=null")
+    module, data, _ = module_of(config)
+    with pytest.raises(NonFiniteLossError, match="The last good checkpoint"):
+        fit_stage(module, data, config.trainer, tmp_path, [])
+    kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
+
+
+def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read .*delete it"):
+        step_of(tmp_path / CHECKPOINT)
+    assert step_of(tmp_path / "none.ckpt") == 0
+
+
+def test_fp16_clips_unscaled_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused optimizer would be handed gradients that are still multiplied by the loss scale."""
+    config = config_of()
+    module, _, _ = module_of(config)
+    for precision, fused in (("16-mixed", False), ("32-true", True)):
+        monkeypatch.setattr(type(module), "trainer", type("T", (), {"precision": precision}))
+        assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused
 
 
 def test_run_json_tells_everything_and_a_finished_run_is_not_repeated(
@@ -115,7 +139,7 @@ def test_run_json_tells_everything_and_a_finished_run_is_not_repeated(
     assert result["teacher"]["steps"] == 4
     assert result["size"]["bits"] == "2-2-8"
     assert {"versions", "device", "threads", "commit", "seeds", "started", "finished"} <= result.keys()
-    assert json.loads((folder / "status.json").read_text()) == {"status": "finished"}
+    assert not (folder / "error.log").exists()
     plain = build_model(config.model, data_info(config.data), 1)
     load_weights(plain, folder / "stages" / "plain" / "model.safetensors")
 
@@ -148,10 +172,12 @@ def test_metrics_file_drops_rows_that_come_again(tmp_path: Path) -> None:
     for step in range(4):
         log.log_metrics({"x": float(step)}, step)
     log.save()
+    assert not (tmp_path / "metrics.csv").exists(), "few rows are not worth a write"
+    log.finalize("success")
     again = MetricsFile(tmp_path)
     again.start_stage("a", 2)
     again.log_metrics({"x": 9.0, "y": 1.0}, 2)
-    again.save()
+    again.finalize("success")
     assert (tmp_path / "metrics.csv").read_text() == "stage,step,x,y\na,0,0,\na,1,1,\na,2,9,1\n"
 
 
@@ -184,14 +210,15 @@ def test_one_wandb_run_per_job_finished_also_when_the_job_fails(
     with pytest.raises(RuntimeError, match="broken"):
         train(cfg, config)
     assert wandb.run is None
-    (status,) = tmp_path.glob("runs/*/*/*/status.json")
-    assert json.loads(status.read_text())["error"] == "RuntimeError: broken"
+    (log,) = tmp_path.glob("runs/*/*/*/error.log")
+    assert "RuntimeError: broken" in log.read_text()
 
     monkeypatch.setattr(DistillationModule, "losses", original)
     train(cfg, config)
     assert wandb.run is None
-    run_id = status.parent.name
-    folders = list(status.parent.glob(f"wandb/offline-run-*-{run_id}"))
+    run_id = log.parent.name
+    assert not log.exists()
+    folders = list(log.parent.glob(f"wandb/offline-run-*-{run_id}"))
     assert len(folders) == 2, "the failed attempt and the good one, under one id"
     assert all((f / f"run-{run_id}.wandb").is_file() for f in folders)
 
@@ -229,8 +256,13 @@ def test_teacher_from_a_folder(tmp_path: Path) -> None:
     first = train(cfg, config)
     (folder,) = (p.parent for p in tmp_path.glob("teachers/*/model.safetensors"))
     rest = [o for o in TINY_TI if not o.startswith("teacher.")]
-    cfg, config = load([*rest, f"paths.outputs={tmp_path / 'b'}", "teacher=path", f"teacher.path={folder}"])
-    assert train(cfg, config) == first
+    other = [*rest, "teacher=path", f"teacher.path={folder}"]
+    assert train(*load([*other, f"paths.outputs={tmp_path / 'b'}"])) == first
+    known = read_run(next(tmp_path.glob("b/runs/*/*/*")))["teacher"]
+    (folder / "teacher.json").unlink()  # any folder with weights of the same model will do
+    assert train(*load([*other, f"paths.outputs={tmp_path / 'c'}"])) == first
+    found = read_run(next(tmp_path.glob("c/runs/*/*/*")))["teacher"]
+    assert found["metrics"]["test/matthews"] == known["metrics"]["test/matthews"]
 
 
 def test_finetune_needs_no_teacher(tmp_path: Path) -> None:

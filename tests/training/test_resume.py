@@ -9,6 +9,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import TINY_TI
@@ -41,6 +42,14 @@ def train_until(stage: str, step: int, overrides: Sequence[str]) -> None:
     train_here(overrides)
 
 
+def train_until_test(overrides: Sequence[str]) -> None:
+    """Train, and die by SIGKILL when all stages are done and only run.json is missing."""
+    from lowbit.training import run
+
+    run.model_size = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    train_here(overrides)
+
+
 def train_slowly(log: Path, waiting: Any, go: Any, overrides: Sequence[str]) -> None:
     """Train, and wait at the first training step until told to go on."""
     from lowbit.training.modules import FinetuneModule
@@ -70,19 +79,26 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "stages" / "plain" / "model.safetensors")
 
 
-def test_killed_in_both_stages_and_resumed_is_bit_identical(start: Start, outputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_killed_in_both_stages_and_resumed_is_bit_identical(
+    precision: str, start: Start, outputs: Path, tmp_path: Path
+) -> None:
+    overrides = [*TINY_TI, f"trainer.precision={precision}"]
     draw = random.SystemRandom()
     first, second = draw.randrange(1, 9), draw.randrange(0, 9)
     for stage, step in (("teacher", 2), ("intervene", first), ("plain", second)):
-        process = start(train_until, stage, step, overrides=TINY_TI)
+        process = start(train_until, stage, step, overrides=overrides)
         process.join(120)
         assert process.exitcode == -signal.SIGKILL, f"{stage} {step}"
         assert not list(outputs.glob("runs/*/*/*/run.json"))
-    process = start(train_here, overrides=TINY_TI)
+    process = start(train_until_test, overrides=overrides)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    process = start(train_here, overrides=overrides)
     process.join(120)
     assert process.exitcode == 0
 
-    process = start(train_here, overrides=TINY_TI, outputs=tmp_path / "straight")
+    process = start(train_here, overrides=overrides, outputs=tmp_path / "straight")
     process.join(120)
     assert process.exitcode == 0
 

@@ -63,7 +63,7 @@ def unknown_keys(cfg: DictConfig) -> list[str]:
     return [f"{key}: no such key; `+` cannot add one here. {nearest(key, known)}".rstrip() for key in unknown]
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """Return the first line that a person can use of a Hydra or OmegaConf error."""
     if isinstance(error, OmegaConfBaseException):
         text = str(error.msg or error)

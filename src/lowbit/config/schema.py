@@ -89,7 +89,10 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """An architecture; sizes apply to the random-init kinds, `path` to `hf`, `timm_name` to `timm`."""
+    """An architecture; sizes apply to the random-init kinds, `path` to `hf`, `timm_name` to `timm`.
+
+    `dropout: null` keeps the model's own rates.
+    """
 
     name: str = MISSING
     kind: ModelKind = MISSING
@@ -97,7 +100,7 @@ class ModelConfig:
     num_layers: int = 4
     num_heads: int = 4
     intermediate_size: int = 256
-    dropout: float = 0.1
+    dropout: float | None = None
     max_positions: int = 64
     patch_size: int = 2
     path: str | None = None

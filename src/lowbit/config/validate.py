@@ -83,7 +83,7 @@ def _numbers(config: S.Config) -> Iterator[str]:
     for key, value in seeds.items():
         if not 0 <= value < _SEED_LIMIT:
             yield f"{key}={value}: must be at least 0 and below 2**63"
-    if not 0 <= config.model.dropout < 1:
+    if config.model.dropout is not None and not 0 <= config.model.dropout < 1:
         yield f"model.dropout={config.model.dropout}: must be at least 0 and below 1"
     for key, value in {
         "scheduler.warmup": config.scheduler.warmup,
@@ -180,6 +180,9 @@ def _method(config: S.Config) -> Iterator[str]:
                 yield f"{where}, loss {key}: kind {loss.kind.name} needs a teacher; set {where}.teacher=true"
         if stage.intervention is not None:
             yield from _intervention(f"{where}.intervention", stage, depth, config.model.kind)
+    layer_map, known = config.method.layer_map, config.model.kind not in (S.ModelKind.hf, S.ModelKind.timm)
+    if layer_map is not None and known and (len(layer_map) != depth or set(layer_map) - set(range(depth))):
+        yield f"method.layer_map={layer_map}: give each of the {depth} student layers one of 0 to {depth - 1}"
     first = next(iter(config.method.stages.values()), None)
     if first is None:
         yield f"method={config.method.name}: no stages"
@@ -211,6 +214,12 @@ def _intervention(where: str, stage: S.StageConfig, depth: int, kind: S.ModelKin
 def _budget(config: S.Config) -> Iterator[str]:
     rows = config.data.train_size or _TRAIN_ROWS[config.data.kind]
     steps_per_epoch = -(-rows // max(config.data.batch_size, 1))
+    for key, budget in {"budget": config.budget, "teacher.budget": config.teacher.budget}.items():
+        if budget.steps is not None and budget.epochs is not None:
+            yield (
+                f"{key} has steps={budget.steps} and epochs={budget.epochs}: set one of them, and the other to null "
+                f"({key}.steps=null or {key}.epochs=null)"
+            )
     try:
         stage_steps(config.method.stages, config.budget, steps_per_epoch)
     except ValueError as error:

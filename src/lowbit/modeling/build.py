@@ -64,9 +64,8 @@ def _hf_sizes(config: ModelConfig, info: DataInfo) -> dict[str, Any]:
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.intermediate_size,
-        "hidden_dropout_prob": config.dropout,
-        "attention_probs_dropout_prob": config.dropout,
         "num_labels": info.num_labels,
+        **_hf_dropout(config),
     }
 
 
@@ -82,9 +81,7 @@ def _timm_vit(config: ModelConfig, info: DataInfo) -> nn.Module:
         depth=config.num_layers,
         num_heads=config.num_heads,
         mlp_ratio=config.intermediate_size / config.hidden_size,
-        proj_drop_rate=config.dropout,
-        attn_drop_rate=config.dropout,
-        pos_drop_rate=config.dropout,
+        **_timm_dropout(config),
         weight_init="jax",  # Xavier: timm's default of 0.02 hardly moves at these widths
     )
 
@@ -93,10 +90,9 @@ def _hf(config: ModelConfig, info: DataInfo) -> nn.Module:
     from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
     auto = AutoModelForSequenceClassification if info.modality == "text" else AutoModelForImageClassification
-    dropout = {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
     source = _source(config)
     try:
-        return auto.from_pretrained(source, num_labels=info.num_labels, dtype=torch.float32, **dropout)  # type: ignore[no-any-return]
+        return auto.from_pretrained(source, num_labels=info.num_labels, dtype=torch.float32, **_hf_dropout(config))  # type: ignore[no-any-return]
     except OSError as error:
         first = str(error).splitlines()[0]
         raise ValueError(
@@ -114,9 +110,20 @@ def _timm(config: ModelConfig, info: DataInfo) -> nn.Module:
         sizes["patch_size"] = config.patch_size  # timm's default patches of 16 pixels need larger images
     assert config.timm_name is not None
     try:
-        return timm.create_model(config.timm_name, pretrained=config.pretrained, drop_rate=config.dropout, **sizes)
-    except RuntimeError as error:
+        return timm.create_model(config.timm_name, pretrained=config.pretrained, **_timm_dropout(config), **sizes)
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"model.timm_name={config.timm_name}: {error}; see timm.list_models('*vit*')") from error
+
+
+def _hf_dropout(config: ModelConfig) -> dict[str, Any]:
+    """Return nothing where the model keeps its own rates."""
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    return {} if config.dropout is None else dict.fromkeys(names, config.dropout)
+
+
+def _timm_dropout(config: ModelConfig) -> dict[str, Any]:
+    names = ("proj_drop_rate", "attn_drop_rate", "pos_drop_rate")
+    return {} if config.dropout is None else dict.fromkeys(names, config.dropout)
 
 
 def _source(config: ModelConfig) -> str:

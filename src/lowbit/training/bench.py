@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lowbit.config.compose import compose, to_config
 from lowbit.config.schema import Config
-from lowbit.data import DataInfo, build_datamodule, data_info
+from lowbit.data import DataInfo
 from lowbit.losses import task_loss
 from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
@@ -22,16 +22,19 @@ from lowbit.recipes import build_recipe
 from lowbit.training.environment import device_name
 from lowbit.training.modules import DistillationModule
 from lowbit.training.optimizers import build_optimizer, parameter_groups
+from lowbit.training.setup import make_datamodule
 
 Batch = dict[str, Tensor]
+PUBLISHED_SHAPE = "hidden=384,layers=6,heads=12,ffn=1536,vocab=30522,batch=32,length=64"
 _SHAPE_KEYS = ("hidden", "layers", "heads", "ffn", "vocab", "batch", "length")
 
 
-def bench_step(config: Config | None, shape: str, rounds: int, threads: int | None) -> str:
+def bench_step(config: Config | None, shape: str | None, rounds: int, threads: int | None) -> str:
     """Time (a) a plain fine-tuning step, (b) the teacher's forward, (c) the recipe's first stage; return the report.
 
-    (a) is the untouched model with its own attention, cross-entropy and fused AdamW. (c) contains a teacher forward,
-    the student's forward and backward under the quantizers, all loss terms, clipping and the optimizer.
+    In float32, on the GPU if there is one. (a) is the untouched model with its own attention, cross-entropy and fused
+    AdamW. (c) contains a teacher forward, the student's forward and backward under the quantizers, all loss terms,
+    clipping and the optimizer.
 
     Raises:
         ValueError: a shape that cannot be read.
@@ -39,11 +42,11 @@ def bench_step(config: Config | None, shape: str, rounds: int, threads: int | No
     if threads is not None:
         torch.set_num_threads(threads)
     if config is None:
-        config, info, batch = _from_shape(shape)
-        what = shape
+        what = shape or PUBLISHED_SHAPE
+        config, info, batch = _from_shape(what)
     else:
-        info = data_info(config.data)
-        batch = next(iter(build_datamodule(config.data, config.seed).train_dataloader()))
+        data = make_datamodule(config, config.seed)
+        info, batch = data.info, next(iter(data.train_dataloader()))
         what = config.name
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = {name: tensor.to(device) for name, tensor in batch.items()}

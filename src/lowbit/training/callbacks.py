@@ -7,9 +7,7 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-
-CHECKPOINT = "last"
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 
 class StepTimer(Callback):
@@ -81,15 +79,3 @@ def progress(enabled: bool, timer: StepTimer, steps: int) -> list[Callback]:
     if not enabled:
         return []
     return [PhaseBar(timer)] if sys.stdout.isatty() else [PhaseLines(timer, steps)]
-
-
-def checkpointing(folder: str, every: int) -> ModelCheckpoint:
-    """Return the callback that keeps `last.ckpt` in `folder` up to date; Lightning writes it atomically."""
-    return ModelCheckpoint(
-        dirpath=folder,
-        filename=CHECKPOINT,
-        every_n_train_steps=every,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )

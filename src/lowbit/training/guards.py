@@ -11,7 +11,7 @@ from lowbit.recipes import Stage
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss term became NaN or infinite; the last checkpoint is from before that."""
+    """A loss term became NaN or infinite; a checkpoint never holds weights that are not finite."""
 
 
 def check_finite(total: Tensor, terms: Mapping[str, Tensor], stage: Stage, step: int) -> None:
@@ -25,6 +25,7 @@ def check_finite(total: Tensor, terms: Mapping[str, Tensor], stage: Stage, step:
     bad = next((name for name, value in terms.items() if not torch.isfinite(value)), "total")
     value = float(terms.get(bad, total).detach())
     raise NonFiniteLossError(
-        f"loss term {bad!r} is {value} at step {step} of stage {stage.name!r} (of {stage.steps}). The last checkpoint "
-        f"was kept. Try a lower optimizer.lr (now {stage.optimizer.lr}), or a lower weight of {bad!r}."
+        f"loss term {bad!r} is {value} at step {step} of stage {stage.name!r} (of {stage.steps}). The last good "
+        f"checkpoint, if there is one yet, was kept. Try a lower optimizer.lr (now {stage.optimizer.lr}), or a lower "
+        f"weight of {bad!r}."
     )

@@ -30,6 +30,7 @@ class MetricsFile(Logger):
         self._rows: list[dict[str, Any]] = []
         self.stage = ""
         self._unwritten = 0
+        self._checkpointed = False
         if self._path.exists():
             with self._path.open(newline="") as file:
                 self._rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
@@ -64,10 +65,19 @@ class MetricsFile(Logger):
         else:
             self._rows.append({**key, **values})
         self._unwritten += 1
-        if self._unwritten >= _FLUSH_EVERY:
-            self.save()
 
     def save(self) -> None:
+        """Write now and then: Lightning calls this after every logged step, and each write is of the whole file."""
+        if self._unwritten >= max(_FLUSH_EVERY, len(self._rows) // 10) or self._checkpointed:
+            self.flush()
+            self._checkpointed = False
+
+    def keep_up(self) -> None:
+        """Write now and at the next row: a checkpoint is being saved, and its own step is logged after it."""
+        self.flush()
+        self._checkpointed = True
+
+    def flush(self) -> None:
         """Write the file, atomically."""
         columns = list(dict.fromkeys(["stage", "step", *(k for row in self._rows for k in row)]))
         lines = [columns, *([row.get(c, "") for c in columns] for row in self._rows)]
@@ -76,7 +86,7 @@ class MetricsFile(Logger):
 
     def finalize(self, status: str) -> None:
         """Write what is left."""
-        self.save()
+        self.flush()
 
 
 def _cell(value: Any) -> str:

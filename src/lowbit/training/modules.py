@@ -115,7 +115,9 @@ class FinetuneModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the stage's optimizer and schedule, fresh."""
         schedule = build_schedule(self.stage.scheduler, self.stage.steps)
-        optimizer, scheduler = build_optimizer(self.student, self.stage.optimizer, schedule)
+        # A fused optimizer unscales float16 gradients inside its step, after the clipping below has seen them.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer, scheduler = build_optimizer(self.student, self.stage.optimizer, schedule, fused=fused)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

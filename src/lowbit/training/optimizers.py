@@ -113,7 +113,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, schedule: Schedule) -> tuple[Optimizer, Any]:
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, schedule: Schedule, *, fused: bool = True
+) -> tuple[Optimizer, Any]:
     """Return an optimizer and its Lightning scheduler (None where the optimizer has the schedule built in)."""
     groups = parameter_groups(model, settings.weight_decay)
     if settings.kind == "bert_adam":
@@ -127,5 +129,5 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, schedule: Sch
             step_counter=settings.step_counter,
         )
         return optimizer, None
-    adamw = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    adamw = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
     return adamw, torch.optim.lr_scheduler.LambdaLR(adamw, schedule)

@@ -18,16 +18,16 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lowbit.config import identity
-from lowbit.config.schema import Config, TokenizerKind
-from lowbit.data import StepDataModule, build_datamodule, build_metric
+from lowbit.config.schema import Config
+from lowbit.data import StepDataModule, build_metric
 from lowbit.modeling import prepare
-from lowbit.modeling.build import build_model, build_tokenizer
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import Stage, build_recipe
 from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_run, write_json, write_text
 from lowbit.training.environment import environment
-from lowbit.training.loggers import build_loggers, finish_wandb
+from lowbit.training.loggers import MetricsFile, build_loggers, finish_wandb
 from lowbit.training.modules import DistillationModule, FinetuneModule
+from lowbit.training.setup import make_datamodule, make_instrument, make_model
 from lowbit.training.stage_runner import (
     WEIGHTS,
     StageRecord,
@@ -40,7 +40,6 @@ from lowbit.training.stage_runner import (
 from lowbit.training.teacher import Teacher, obtain_teacher
 
 HOLDER_FILE = "holder.json"
-STATUS_FILE = "status.json"
 ERROR_FILE = "error.log"
 
 
@@ -84,18 +83,17 @@ def train(cfg: DictConfig, config: Config) -> float | None:
 
 
 def _guarded(job: Job) -> dict[str, Any]:
-    """Execute the job; whatever happens, leave its status and close its W&B run."""
+    """Execute the job; a failure leaves its traceback, and the W&B run is closed whatever happens."""
     failed = True
-    write_json(job.folder / STATUS_FILE, {"status": "running"})
+    error_file = job.folder / ERROR_FILE
+    error_file.unlink(missing_ok=True)
     try:
         result = _execute(job)
-        write_json(job.folder / STATUS_FILE, {"status": "finished"})
         failed = False
         return result
-    except BaseException as error:
-        write_json(job.folder / STATUS_FILE, {"status": "failed", "error": f"{type(error).__name__}: {error}"})
-        write_text(job.folder / ERROR_FILE, traceback.format_exc())
-        error.add_note(f"traceback: {job.folder / ERROR_FILE}")
+    except Exception as error:
+        write_text(error_file, traceback.format_exc())
+        error.add_note(f"traceback: {error_file}")
         raise
     finally:
         finish_wandb(failed=failed)
@@ -105,12 +103,12 @@ def _execute(job: Job) -> dict[str, Any]:
     config, started = job.config, _now()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    data = _datamodule(config, config.seed)
+    data = make_datamodule(config, config.seed)
     recipe = build_recipe(config, data.steps_per_epoch)
     needs_teacher = any(stage.teacher or stage.student == "teacher" for stage in recipe.stages)
     teacher = None
     if needs_teacher:  # on batches of its own seed: which run of a sweep comes first must not matter
-        teacher = obtain_teacher(config, identity.teacher_id(job.cfg), _datamodule(config, config.teacher.seed))
+        teacher = obtain_teacher(config, identity.teacher_id(job.cfg), make_datamodule(config, config.teacher.seed))
     resolved = identity.resolved(job.cfg)
     loggers = build_loggers(config, job.run_id, job.folder, resolved)
     student: nn.Module | None = None
@@ -124,8 +122,10 @@ def _execute(job: Job) -> dict[str, Any]:
     tested = evaluate(build_trainer(config.trainer, 1, [], []), module, data, "test")
     size = model_size(instrument)
     for logger in loggers:
+        if isinstance(logger, MetricsFile):
+            logger.stage = recipe.stages[-1].name  # also where every stage was finished before
         logger.log_metrics({**tested, "size/simulated_mb": size.simulated_bytes / 1e6}, step=recipe.steps - 1)
-        logger.save()
+        logger.finalize("success")
     result = {
         "schema": SCHEMA,
         "run_id": job.run_id,
@@ -165,7 +165,7 @@ def _run_stage(
         load_weights(student, folder / WEIGHTS)
         print(f"  stage {stage.name}: finished before", flush=True)
         return student, record
-    instrument = prepare(student, stage.rules)
+    instrument = make_instrument(student, stage.rules)
     print(f"  stage {stage.name}: {stage.steps} steps", flush=True)
     for line in instrument.resolved.report:
         print(f"    {line}", flush=True)
@@ -192,16 +192,7 @@ def _initial_student(
     if stage.student == "teacher":
         assert teacher is not None
         return copy.deepcopy(teacher.model).requires_grad_(True)
-    return build_model(config.model, data.info, config.seed)
-
-
-def _datamodule(config: Config, seed: int) -> StepDataModule:
-    if config.data.tokenizer is not TokenizerKind.model:
-        return build_datamodule(config.data, seed)
-    tokenizer = build_tokenizer(config.model)
-    return build_datamodule(
-        config.data, seed, lambda texts: tokenizer(texts)["input_ids"], pad_id=tokenizer.pad_token_id
-    )
+    return make_model(config, data.info, config.seed)
 
 
 def _holder(folder: Path) -> str:

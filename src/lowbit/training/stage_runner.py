@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
@@ -18,7 +17,8 @@ from torch import nn
 from lowbit.config.schema import TrainerConfig
 from lowbit.data import StepDataModule
 from lowbit.results import read_json, write_json
-from lowbit.training.callbacks import CHECKPOINT, StepTimer, checkpointing, progress
+from lowbit.training.callbacks import StepTimer, progress
+from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint, step_of
 from lowbit.training.loggers import MetricsFile
 from lowbit.training.modules import FinetuneModule
 
@@ -95,6 +95,7 @@ def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], 
         enable_progress_bar=any("Bar" in type(c).__name__ for c in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=[AtomicCheckpointIO()],
     )
 
 
@@ -108,11 +109,11 @@ def fit_stage(
     stage = module.stage
     data.first_step = stage.first_step
     timer = StepTimer()
-    callbacks = [checkpointing(str(folder), config.checkpoint_every), timer]
+    callbacks = [LastCheckpoint(folder, config.checkpoint_every), timer]
     callbacks += progress(config.progress, timer, stage.steps)
     trainer = build_trainer(config, stage.steps, callbacks, loggers)
-    checkpoint = folder / f"{CHECKPOINT}.ckpt"
-    resumed = _step_of(checkpoint)
+    checkpoint = folder / CHECKPOINT
+    resumed = step_of(checkpoint)
     for logger in loggers:
         if isinstance(logger, MetricsFile):
             logger.start_stage(stage.name, stage.first_step + resumed)
@@ -141,9 +142,3 @@ def evaluate(trainer: L.Trainer, module: FinetuneModule, data: StepDataModule, v
     finally:
         trainer.limit_val_batches = limit
     return {name: float(value) for name, value in result.items() if "/" in name}
-
-
-def _step_of(checkpoint: Path) -> int:
-    if not checkpoint.exists():
-        return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import nn
 
-from lowbit.config.schema import Config, TeacherSource
+from lowbit.config.schema import BudgetConfig, Config, TeacherSource
 from lowbit.data import StepDataModule, build_metric
 from lowbit.modeling import Instrument, prepare
-from lowbit.modeling.build import build_model
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_teacher_stage
 from lowbit.results import read_json, write_json
 from lowbit.training.loggers import MetricsFile
 from lowbit.training.modules import FinetuneModule
-from lowbit.training.stage_runner import WEIGHTS, build_trainer, evaluate, fit_stage, load_weights
+from lowbit.training.setup import config_errors, make_model
+from lowbit.training.stage_runner import WEIGHTS, build_trainer, evaluate, finished_stage, fit_stage, load_weights
 
 TEACHER_FILE = "teacher.json"
 
@@ -53,7 +53,7 @@ def obtain_teacher(config: Config, teacher_id: str, data: StepDataModule) -> Tea
             partial.replace(folder)  # readers see no teacher or a complete one
         else:
             print(f"teacher {teacher_id}: cached in {folder}", flush=True)
-    model = build_model(config.model, data.info, config.teacher.seed)
+    model = make_model(config, data.info, config.teacher.seed)
     load_weights(model, folder / WEIGHTS)
     return Teacher(model.eval(), read_json(folder / TEACHER_FILE))
 
@@ -69,9 +69,13 @@ def lock_is_held(lock: FileLock) -> bool:
 
 
 def _train(config: Config, teacher_id: str, data: StepDataModule, folder: Path) -> None:
-    instrument = prepare(build_model(config.model, data.info, config.teacher.seed))
+    instrument = prepare(make_model(config, data.info, config.teacher.seed))
     module = _module(config, instrument, data)
-    record = fit_stage(module, data, config.trainer, folder, [MetricsFile(folder)])
+    record = finished_stage(folder)
+    if record is None:
+        record = fit_stage(module, data, config.trainer, folder, [MetricsFile(folder)])
+    else:
+        load_weights(instrument.model, folder / WEIGHTS)
     metrics = {**record.metrics, **_test(config, module, data)}
     facts = _facts(teacher_id, metrics, instrument, record.steps, record.seconds)
     write_json(folder / TEACHER_FILE, facts)
@@ -80,8 +84,9 @@ def _train(config: Config, teacher_id: str, data: StepDataModule, folder: Path) 
 def _from_path(config: Config, data: StepDataModule) -> Teacher:
     assert config.teacher.path is not None
     folder = Path(config.teacher.path).expanduser()
-    instrument = prepare(build_model(config.model, data.info, config.teacher.seed))
-    load_weights(instrument.model, folder / WEIGHTS)
+    instrument = prepare(make_model(config, data.info, config.teacher.seed))
+    with config_errors():
+        load_weights(instrument.model, folder / WEIGHTS)
     facts = read_json(folder / TEACHER_FILE)
     if facts is None:
         metrics = _test(config, _module(config, instrument, data), data)
@@ -97,7 +102,10 @@ def _facts(
 
 
 def _module(config: Config, instrument: Instrument, data: StepDataModule) -> FinetuneModule:
-    stage = build_teacher_stage(config.teacher, data.steps_per_epoch)
+    settings = config.teacher
+    if settings.source is TeacherSource.path:  # evaluated only, hence no budget
+        settings = replace(settings, budget=BudgetConfig(steps=1))
+    stage = build_teacher_stage(settings, data.steps_per_epoch)
     return FinetuneModule(instrument, stage, (data.info.metric, build_metric(data.info)), config.teacher.seed)
 
 
