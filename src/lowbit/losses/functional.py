@@ -7,7 +7,6 @@ nothing is padded. `rule` is "full" (padded entries count as zero, mean over all
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -93,7 +92,5 @@ def task_loss(student_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def _zero_masked(scores_BHLL: Tensor, mask_BL: Tensor | None) -> Tensor:
-    keep = scores_BHLL > _MASKED_SCORE
-    if mask_BL is not None:
-        keep = keep & mask_BL[:, None, None, :]
-    return torch.where(keep, scores_BHLL, 0.0)
+    kept_BHLL = F.threshold(scores_BHLL, _MASKED_SCORE, 0.0)  # one pass forward and one backward
+    return kept_BHLL if mask_BL is None else kept_BHLL * mask_BL[:, None, None, :].to(kept_BHLL.dtype)

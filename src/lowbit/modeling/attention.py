@@ -43,7 +43,7 @@ def attend(
     tap: Tap | None = getattr(module, TAP, None)
     query_BHLD = _quantize(module, "query", query_BHLD)
     key_BHLD = _quantize(module, "key", key_BHLD)
-    scores_BHLL = (query_BHLD @ key_BHLD.transpose(-2, -1)) * scale
+    scores_BHLL = (query_BHLD @ key_BHLD.transpose(-2, -1)).mul_(scale)  # in place: the largest tensor of a layer
     if tap is not None:
         tap.tape.exchange(tap.layer, "scores", scores_BHLL)
     probs_BHLL = (scores_BHLL if mask is None else scores_BHLL + mask).softmax(-1)

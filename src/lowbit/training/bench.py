@@ -19,7 +19,7 @@ from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.modeling.families import family_of
 from lowbit.recipes import build_recipe
-from lowbit.training.environment import device_name
+from lowbit.training.environment import device_name, keep_freed_memory
 from lowbit.training.modules import DistillationModule
 from lowbit.training.optimizers import build_optimizer, parameter_groups
 from lowbit.training.setup import make_datamodule
@@ -39,6 +39,7 @@ def bench_step(config: Config | None, shape: str | None, rounds: int, threads: i
     Raises:
         ValueError: a shape that cannot be read.
     """
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     if config is None:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+# M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h, in bytes.
+_MALLOC_OPTIONS = {-3: 2**30, -1: 2**31 - 1, -2: 2**28}
 _PACKAGES = ("lowbit", "torch", "lightning", "hydra-core", "transformers", "timm", "torchmetrics")
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep large freed blocks for the next step.
+
+    By default each step of a CPU run gives its activations back to the system and takes them again, page by page. Does
+    nothing where the C library has no mallopt.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in _MALLOC_OPTIONS.items():
+            mallopt(option, value)
 
 
 def environment(accelerator: str) -> dict[str, Any]:

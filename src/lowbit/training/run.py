@@ -24,7 +24,7 @@ from lowbit.modeling import prepare
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import Stage, build_recipe
 from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_run, write_json, write_text
-from lowbit.training.environment import environment
+from lowbit.training.environment import environment, keep_freed_memory
 from lowbit.training.loggers import MetricsFile, build_loggers, finish_wandb
 from lowbit.training.modules import DistillationModule, FinetuneModule
 from lowbit.training.setup import make_datamodule, make_instrument, make_model
@@ -101,6 +101,7 @@ def _guarded(job: Job) -> dict[str, Any]:
 
 def _execute(job: Job) -> dict[str, Any]:
     config, started = job.config, _now()
+    keep_freed_memory()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
     data = make_datamodule(config, config.seed)

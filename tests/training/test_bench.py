@@ -1,0 +1,34 @@
+"""The step benchmark runs, says what it measured, and refuses what it cannot read."""
+
+import re
+
+import pytest
+
+from lowbit.cli import main
+
+TINY = "hidden=16,layers=2,heads=2,ffn=32,vocab=50,batch=4,length=8"
+
+
+def test_report_of_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "step", "--shape", TINY, "--rounds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert TINY in out
+    assert "float32" in out
+    assert len(re.findall(r"min +[\d.]+ ms   median +[\d.]+ ms", out)) == 3
+    assert re.search(r"c / \(a \+ b\): [\d.]+ of the minima, [\d.]+ median", out)
+
+
+def test_report_of_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "step", "experiment=digits/ti_g", "model.num_layers=1", "--rounds", "1"]) == 0
+    assert "(c) distillation step, ti_g" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", ["hidden=16", "hidden=x,layers=2,heads=2,ffn=32,vocab=50,batch=4,length=8", "a"])
+def test_bad_shapes_are_refused_in_words(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "step", "--shape", shape]) == 2
+    assert "give hidden, layers, heads" in capsys.readouterr().err
+
+
+def test_shape_and_experiment_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "step", "--shape", TINY, "experiment=digits/ti_g"]) == 2
+    assert "not both" in capsys.readouterr().err
