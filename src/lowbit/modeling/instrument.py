@@ -54,6 +54,9 @@ class Instrument:
     def run(self, batch: dict[str, Tensor], fields: Iterable[str] = (), plan: Plan | None = None) -> Trace:
         """Run one forward pass and return logits plus the fields asked for.
 
+        The plan stays in force until the next `run`, because gradient checkpointing runs layers again in the backward:
+        do not call the model itself in between.
+
         Args:
             batch: the model's inputs by name; other entries (labels) are ignored.
             fields: names of `LayerTrace` fields, and `embeddings`.
