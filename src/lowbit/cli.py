@@ -62,9 +62,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _multirun(overrides: list[str]) -> int:
     """Validate every job, then let Hydra's sweeper and launcher run them; a failed job does not stop the others."""
-    name = next((o.split("=", 1)[1] for o in overrides if o.startswith("+sweeps=")), None)
-    rest = [o for o in overrides if not o.startswith(("+sweeps=", "sweep="))]
-    jobs = _jobs(name, overrides if name is None else rest)
+    jobs = _jobs(overrides)
     _check_jobs(jobs)
     import hydra
 
@@ -94,9 +92,12 @@ def _multirun(overrides: list[str]) -> int:
     return 1 if failures else 0
 
 
-def _jobs(sweep: str | None, overrides: list[str]) -> list[list[str]]:
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """Expand overrides into jobs, those of a sweep's file included where `+sweeps=NAME` is among them."""
+    sweep = next((o.split("=", 1)[1] for o in overrides if o.startswith("+sweeps=")), None)
+    rest = [o for o in overrides if not o.startswith(("+sweeps=", "sweep="))]
     try:
-        return C.expand(overrides if sweep is None else C.sweep_overrides(sweep, overrides))
+        return C.expand(overrides if sweep is None else C.sweep_overrides(sweep, rest))
     except CONFIG_ERRORS as error:
         raise ConfigError(check_overrides(overrides)[1] or [explain(error)]) from error
 
@@ -116,15 +117,14 @@ def _table(args: argparse.Namespace) -> int:
     from lowbit.results import Cell, collect, print_table, render
 
     _known_sweep(args.name)
-    jobs = _jobs(args.name, args.overrides)
+    jobs = _jobs([f"+sweeps={args.name}", *args.overrides])
     labels = [{key: value for key, _, value in (o.partition("=") for o in job)} for job in jobs]
     swept = {"method", *(key for key in labels[0] if len({label[key] for label in labels}) > 1)}
     cells = []
     for job, label in zip(jobs, labels, strict=True):
         cfg, config = load(job)
-        folder = Path(config.paths.outputs) / "runs" / config.name / identity.run_id(cfg)
         shown = {key: value for key, value in label.items() if key in swept}
-        cells.append(Cell(folder, shown, f"lowbit train {shlex.join(job)}"))
+        cells.append(Cell(identity.run_folder(cfg, config), shown, f"lowbit train {shlex.join(job)}"))
     rows = collect(cells)
     if args.format is None and args.out is None:
         print_table(rows, title=args.name)
@@ -140,9 +140,8 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    name = next((o.split("=", 1)[1] for o in args.overrides if o.startswith("+sweeps=")), None)
     try:
-        jobs = _jobs(name, [o for o in args.overrides if not o.startswith(("+sweeps=", "sweep="))])
+        jobs = _jobs(args.overrides)
     except ConfigError:
         jobs = [args.overrides]  # load() says everything that is wrong with them
     _check_jobs(jobs)

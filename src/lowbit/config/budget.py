@@ -5,6 +5,11 @@ import math
 from lowbit.config.schema import BudgetConfig, StageConfig
 
 
+def epoch_steps(rows: int, batch_size: int) -> int:
+    """Return the batches that cover every row once; the last one may be partial."""
+    return -(-rows // batch_size)
+
+
 def total_steps(budget: BudgetConfig, steps_per_epoch: int) -> int | None:
     """Return the recipe's total number of steps, or None if the budget names none."""
     if budget.steps is not None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lowbit.config.schema import Config
+
 NOT_IDENTITY = (
     "name",
     "sweep",
@@ -45,6 +47,11 @@ def run_id(cfg: DictConfig) -> str:
     if not any(stage["teacher"] or stage["student"] == "teacher" for stage in stages.values()):
         del content["teacher"]
     return _digest(content)
+
+
+def run_folder(cfg: DictConfig, config: Config) -> Path:
+    """Return where the run keeps its files."""
+    return Path(config.paths.outputs) / "runs" / config.name / run_id(cfg)
 
 
 def teacher_id(cfg: DictConfig) -> str:

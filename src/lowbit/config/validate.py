@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lowbit.config import compose as C
 from lowbit.config import schema as S
-from lowbit.config.budget import stage_steps, total_steps
+from lowbit.config.budget import epoch_steps, stage_steps, total_steps
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
 
 _TEXT = (S.DataKind.agreement,)
@@ -213,7 +213,7 @@ def _intervention(where: str, stage: S.StageConfig, depth: int, kind: S.ModelKin
 
 def _budget(config: S.Config) -> Iterator[str]:
     rows = config.data.train_size or _TRAIN_ROWS[config.data.kind]
-    steps_per_epoch = -(-rows // max(config.data.batch_size, 1))
+    steps_per_epoch = epoch_steps(rows, max(config.data.batch_size, 1))
     for key, budget in {"budget": config.budget, "teacher.budget": config.teacher.budget}.items():
         if budget.steps is not None and budget.epochs is not None:
             yield (

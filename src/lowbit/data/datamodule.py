@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from lightning import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from lowbit.config.budget import epoch_steps
 from lowbit.config.schema import DataConfig
 from lowbit.data.info import DataInfo
 from lowbit.data.sampling import StepBatchSampler, Stream, generator_for
@@ -44,7 +45,7 @@ class StepDataModule(LightningDataModule):
     @property
     def steps_per_epoch(self) -> int:
         """Training batches that cover every row once."""
-        return -(-self.info.train_size // self._config.batch_size)
+        return epoch_steps(self.info.train_size, self._config.batch_size)
 
     @cached_property
     def splits(self) -> Splits:

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.modeling.attention import TAP, Tap, attend
+from lowbit.quantizers import QuantFusedLinear
 
-LAYER_ROLES = ("query", "key", "value", "attn_out", "ffn_in", "ffn_out")
+QKV = ("query", "key", "value")
+LAYER_ROLES = (*QKV, "attn_out", "ffn_in", "ffn_out")
 MODEL_ROLES = (
     "word_embedding",
     "position_embedding",
@@ -158,20 +160,15 @@ def _timm_forward(self: Any, x: Tensor, attn_mask: Tensor | None = None, is_caus
 def _project_qkv(self: Any, x: Tensor) -> Tensor:
     """Project to query, key and value, each cut off from the gradient of its input where the plan says so."""
     tap: Tap | None = getattr(self, TAP, None)
-    roles = ("query", "key", "value")
-    detached = frozenset(r for r in roles if tap is not None and tap.tape.detaches(tap.layer, r))
-    if not isinstance(self.qkv, nn.Linear) or type(self.qkv) is nn.Linear:
-        if not detached:
-            return self.qkv(x)  # type: ignore[no-any-return]
-        weights, width = self.qkv.weight, self.attn_dim
-        biases = self.qkv.bias if self.qkv.bias is not None else None
-        parts = []
-        for index, role in enumerate(roles):
-            rows = slice(index * width, (index + 1) * width)
-            source = x.detach() if role in detached else x
-            parts.append(nn.functional.linear(source, weights[rows], None if biases is None else biases[rows]))
-        return torch.cat(parts, dim=-1)
-    return self.qkv(x, detached)  # type: ignore[no-any-return]
+    detached = frozenset(role for role in QKV if tap is not None and tap.tape.detaches(tap.layer, role))
+    if isinstance(self.qkv, QuantFusedLinear):
+        return self.qkv(x, detached)  # type: ignore[no-any-return]
+    if not detached:
+        return self.qkv(x)  # type: ignore[no-any-return]
+    weights = self.qkv.weight.chunk(len(QKV))
+    biases = (None,) * len(QKV) if self.qkv.bias is None else self.qkv.bias.chunk(len(QKV))
+    inputs = (x.detach() if role in detached else x for role in QKV)
+    return torch.cat([nn.functional.linear(*part) for part in zip(inputs, weights, biases, strict=True)], dim=-1)
 
 
 _HF_BERT = Family(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lowbit.modeling.attention import QUANTIZER_NAMES, TAP, Tap
-from lowbit.modeling.families import Family, family_of
+from lowbit.modeling.families import QKV, Family, family_of
 from lowbit.modeling.intervention import Plan
 from lowbit.modeling.rules import Resolved, Rule, resolve
 from lowbit.modeling.trace import FIELDS, Tape, Trace
@@ -24,7 +24,6 @@ _QUANTIZED: dict[type[nn.Module], Any] = {
     nn.Embedding: QuantEmbedding,
     nn.Conv2d: QuantConv2d,
 }
-_QKV = ("query", "key", "value")
 
 
 class Instrument:
@@ -103,8 +102,8 @@ class Instrument:
 
     def _quantized(self, name: str, original: nn.Module) -> nn.Module:
         weights, inputs = self.resolved.weights, self.resolved.inputs
-        if any((name, role) in self.resolved.slots for role in _QKV):
-            specs = {role: (weights.get((name, role)), inputs.get((name, role))) for role in _QKV}
+        if any((name, role) in self.resolved.slots for role in QKV):
+            specs = {role: (weights.get((name, role)), inputs.get((name, role))) for role in QKV}
             return QuantFusedLinear.from_float(original, specs)  # type: ignore[arg-type]
         layer = _QUANTIZED.get(type(original))
         if layer is None:
@@ -126,11 +125,11 @@ class Instrument:
             self._handles.append(layer.register_forward_hook(_exchange_hook(tape, index, "hidden")))
             block = layer.get_submodule(names.attn_block)
             if names.attn_block_at == "output":
-                self._handles.append(block.register_forward_hook(_read_output_hook(tape, index)))
+                self._handles.append(block.register_forward_hook(_exchange_hook(tape, index, "attn_block")))
             else:
                 self._handles.append(block.register_forward_pre_hook(_read_input_hook(tape, index)))
             if not self.family.fused_qkv:
-                for role in _QKV:
+                for role in QKV:
                     module = layer.get_submodule(getattr(names, role))
                     self._handles.append(module.register_forward_pre_hook(_detach_hook(tape, index, role)))
 
@@ -154,13 +153,6 @@ def _exchange_hook(tape: Tape, layer: int, point: str) -> Any:
         if used is own:
             return None
         return (used, *output[1:]) if isinstance(output, tuple) else used
-
-    return hook
-
-
-def _read_output_hook(tape: Tape, layer: int) -> Any:
-    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-        tape.exchange(layer, "attn_block", output)
 
     return hook
 

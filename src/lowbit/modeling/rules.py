@@ -14,7 +14,7 @@ from typing import Literal
 from torch import nn
 
 from lowbit.modeling.attention import OPERANDS
-from lowbit.modeling.families import ROLES, Family
+from lowbit.modeling.families import QKV, ROLES, Family
 from lowbit.quantizers import QuantizerSpec
 
 Setting = QuantizerSpec | Literal["off"] | None
@@ -125,15 +125,14 @@ def _set(target: dict[tuple[str, str], QuantizerSpec] | dict[Slot, QuantizerSpec
 
 
 def _slots(entry: str, model: nn.Module, family: Family, roles: dict[str, list[str]]) -> list[Slot]:
-    blocks = ("query", "key", "value")
     if entry in ROLES:
-        block = entry if family.fused_qkv and entry in blocks else None
+        block = entry if family.fused_qkv and entry in QKV else None
         return [(name, block) for name in roles.get(entry, [])]
     fused = set(roles["query"]) if family.fused_qkv else set()
     slots: list[Slot] = []
     for name, module in model.named_modules():
         if fnmatchcase(name, entry) and isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
-            slots.extend([(name, block) for block in blocks] if name in fused else [(name, None)])
+            slots.extend([(name, block) for block in QKV] if name in fused else [(name, None)])
     return slots
 
 

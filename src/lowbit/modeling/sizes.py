@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lowbit.modeling.families import QKV
 from lowbit.modeling.instrument import Instrument
 from lowbit.quantizers import QuantizerSpec
 
 _FLOAT_BITS = 32
-_NOT_QUANTIZED = 32
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ def _weight_specs(instrument: Instrument) -> dict[str, list[tuple[QuantizerSpec 
         if (name, None) in weights:
             found[f"{name}.weight"] = [(weights[name, None], int(rows))]
         else:
-            roles = ("query", "key", "value")
-            found[f"{name}.weight"] = [(weights.get((name, role)), int(rows) // 3) for role in roles]
+            found[f"{name}.weight"] = [(weights.get((name, role)), int(rows) // len(QKV)) for role in QKV]
     return found
 
 
@@ -93,4 +92,4 @@ def _bits(instrument: Instrument) -> str:
 
 
 def _width(bits: list[int]) -> str:
-    return "/".join(str(b) for b in sorted(set(bits))) if bits else str(_NOT_QUANTIZED)
+    return "/".join(str(b) for b in sorted(set(bits))) if bits else str(_FLOAT_BITS)

@@ -110,6 +110,11 @@ class Recipe:
     stages: tuple[Stage, ...] = field(default_factory=tuple)
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether some stage is supervised by the teacher or starts from its weights."""
+        return any(stage.teacher or stage.student == "teacher" for stage in self.stages)
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of all stages."""
         return sum(stage.steps for stage in self.stages)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lowbit.config.budget import epoch_steps
 from lowbit.config.compose import compose, to_config
 from lowbit.config.schema import Config
 from lowbit.data import DataInfo
@@ -118,7 +119,7 @@ def _teacher_forward(model: nn.Module, batch: Batch) -> Callable[[], None]:
 
 
 def _distillation_step(config: Config, model: nn.Module, info: DataInfo, batch: Batch) -> Callable[[], None]:
-    stage = build_recipe(config, -(-info.train_size // config.data.batch_size)).stages[0]
+    stage = build_recipe(config, epoch_steps(info.train_size, config.data.batch_size)).stages[0]
     student, teacher = prepare(copy.deepcopy(model), stage.rules), prepare(model)
     module = DistillationModule(student, teacher, stage, ("accuracy", MulticlassAccuracy(info.num_labels)), seed=0)
     module.student.train()

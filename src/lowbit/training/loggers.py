@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,6 @@ def build_loggers(config: Config, run_id: str, folder: Path, resolved: dict[str,
 
 def finish_wandb(*, failed: bool) -> None:
     """Close the job's W&B run, so that nothing leaks into the next job of this process."""
-    import sys
-
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=int(failed))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from lowbit.config.budget import epoch_steps
 from lowbit.config.schema import Config, ModelKind
 from lowbit.data import data_info
 from lowbit.modeling import prepare
@@ -21,7 +22,7 @@ def preview(config: Config) -> Iterator[str]:
         ValueError: rules that do not fit the model.
     """
     info = data_info(config.data)
-    recipe = build_recipe(config, -(-info.train_size // config.data.batch_size))
+    recipe = build_recipe(config, epoch_steps(info.train_size, config.data.batch_size))
     for stage in recipe.stages:
         terms = ", ".join(stage.losses)
         optimizer = f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}"

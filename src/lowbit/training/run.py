@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
-import json
 import os
 import socket
 import traceback
@@ -19,23 +18,22 @@ from torch import nn
 
 from lowbit.config import identity
 from lowbit.config.schema import Config
-from lowbit.data import StepDataModule, build_metric
+from lowbit.data import StepDataModule
 from lowbit.modeling import prepare
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import Stage, build_recipe
-from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_run, write_json, write_text
+from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_json, read_run, write_json, write_text
 from lowbit.training.environment import environment, keep_freed_memory
 from lowbit.training.loggers import MetricsFile, build_loggers, finish_wandb
 from lowbit.training.modules import DistillationModule, FinetuneModule
-from lowbit.training.setup import make_datamodule, make_instrument, make_model
+from lowbit.training.setup import make_datamodule, make_instrument, make_metric, make_model
 from lowbit.training.stage_runner import (
     WEIGHTS,
     StageRecord,
-    build_trainer,
-    evaluate,
     finished_stage,
     fit_stage,
     load_weights,
+    test,
 )
 from lowbit.training.teacher import Teacher, obtain_teacher
 
@@ -55,8 +53,7 @@ class Job:
     @classmethod
     def of(cls, cfg: DictConfig, config: Config) -> Job:
         """Derive id and folder from the config."""
-        run_id = identity.run_id(cfg)
-        return cls(config, cfg, run_id, Path(config.paths.outputs) / "runs" / config.name / run_id)
+        return cls(config, cfg, identity.run_id(cfg), identity.run_folder(cfg, config))
 
 
 def train(cfg: DictConfig, config: Config) -> float | None:
@@ -106,9 +103,8 @@ def _execute(job: Job) -> dict[str, Any]:
         torch.set_num_threads(config.trainer.threads)
     data = make_datamodule(config, config.seed)
     recipe = build_recipe(config, data.steps_per_epoch)
-    needs_teacher = any(stage.teacher or stage.student == "teacher" for stage in recipe.stages)
     teacher = None
-    if needs_teacher:  # on batches of its own seed: which run of a sweep comes first must not matter
+    if recipe.needs_teacher:  # on batches of its own seed: which run of a sweep comes first must not matter
         teacher = obtain_teacher(config, identity.teacher_id(job.cfg), make_datamodule(config, config.teacher.seed))
     resolved = identity.resolved(job.cfg)
     loggers = build_loggers(config, job.run_id, job.folder, resolved)
@@ -119,8 +115,8 @@ def _execute(job: Job) -> dict[str, Any]:
         records.append(record)
     assert student is not None
     instrument = prepare(student, recipe.stages[-1].rules)
-    module = FinetuneModule(instrument, recipe.stages[-1], (data.info.metric, build_metric(data.info)), config.seed)
-    tested = evaluate(build_trainer(config.trainer, 1, [], []), module, data, "test")
+    module = FinetuneModule(instrument, recipe.stages[-1], make_metric(data.info), config.seed)
+    tested = test(module, data, config.trainer)
     size = model_size(instrument)
     for logger in loggers:
         if isinstance(logger, MetricsFile):
@@ -170,16 +166,17 @@ def _run_stage(
     print(f"  stage {stage.name}: {stage.steps} steps", flush=True)
     for line in instrument.resolved.report:
         print(f"    {line}", flush=True)
-    metric = (data.info.metric, build_metric(data.info))
+    metric, seed = make_metric(data.info), job.config.seed
+    supervisor = None
     if stage.teacher:
         assert teacher is not None
         supervisor = prepare(teacher.model)
-        module: FinetuneModule = DistillationModule(instrument, supervisor, stage, metric, job.config.seed)
-        record = fit_stage(module, data, job.config.trainer, folder, loggers)
-        supervisor.restore()
+        module: FinetuneModule = DistillationModule(instrument, supervisor, stage, metric, seed)
     else:
-        module = FinetuneModule(instrument, stage, metric, job.config.seed)
-        record = fit_stage(module, data, job.config.trainer, folder, loggers)
+        module = FinetuneModule(instrument, stage, metric, seed)
+    record = fit_stage(module, data, job.config.trainer, folder, loggers)
+    if supervisor is not None:
+        supervisor.restore()
     print("  " + ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items()), flush=True)
     return instrument.restore(), record
 
@@ -197,11 +194,8 @@ def _initial_student(
 
 
 def _holder(folder: Path) -> str:
-    try:
-        holder = json.loads((folder / HOLDER_FILE).read_text())
-        return f"process {holder['pid']} on {holder['host']}"
-    except (FileNotFoundError, ValueError):
-        return "another process"
+    holder = read_json(folder / HOLDER_FILE)
+    return "another process" if holder is None else f"process {holder['pid']} on {holder['host']}"
 
 
 def _now() -> str:

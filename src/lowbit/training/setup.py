@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torchmetrics import Metric
 
 from lowbit.config.problems import ConfigError
 from lowbit.config.schema import Config, Precision, TokenizerKind
-from lowbit.data import DataInfo, StepDataModule, build_datamodule
+from lowbit.data import DataInfo, StepDataModule, build_datamodule, build_metric
 from lowbit.modeling import Instrument, Rule, prepare
 from lowbit.modeling.build import build_model, build_tokenizer
 
@@ -37,6 +38,11 @@ def make_datamodule(config: Config, seed: int) -> StepDataModule:
         return build_datamodule(
             config.data, seed, lambda texts: tokenizer(texts)["input_ids"], pad_id=tokenizer.pad_token_id
         )
+
+
+def make_metric(info: DataInfo) -> tuple[str, Metric]:
+    """Return the data set's metric by name."""
+    return info.metric, build_metric(info)
 
 
 def make_model(config: Config, info: DataInfo, seed: int) -> nn.Module:

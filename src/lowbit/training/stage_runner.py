@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -92,7 +92,7 @@ def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], 
         log_every_n_steps=config.log_every,
         logger=loggers,
         callbacks=callbacks,
-        enable_progress_bar=any("Bar" in type(c).__name__ for c in callbacks),
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO()],
@@ -131,6 +131,11 @@ def fit_stage(
     write_json(folder / RECORD, record.as_dict())
     checkpoint.unlink(missing_ok=True)
     return record
+
+
+def test(module: FinetuneModule, data: StepDataModule, config: TrainerConfig) -> dict[str, float]:
+    """Return the metrics of the test split."""
+    return evaluate(build_trainer(config, 1, [], []), module, data, "test")
 
 
 def evaluate(trainer: L.Trainer, module: FinetuneModule, data: StepDataModule, verb: str) -> dict[str, float]:

@@ -10,15 +10,15 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from lowbit.config.schema import BudgetConfig, Config, TeacherSource
-from lowbit.data import StepDataModule, build_metric
+from lowbit.data import StepDataModule
 from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_teacher_stage
 from lowbit.results import read_json, write_json
 from lowbit.training.loggers import MetricsFile
 from lowbit.training.modules import FinetuneModule
-from lowbit.training.setup import config_errors, make_model
-from lowbit.training.stage_runner import WEIGHTS, build_trainer, evaluate, finished_stage, fit_stage, load_weights
+from lowbit.training.setup import config_errors, make_metric, make_model
+from lowbit.training.stage_runner import WEIGHTS, finished_stage, fit_stage, load_weights, test
 
 TEACHER_FILE = "teacher.json"
 
@@ -76,7 +76,7 @@ def _train(config: Config, teacher_id: str, data: StepDataModule, folder: Path) 
         record = fit_stage(module, data, config.trainer, folder, [MetricsFile(folder)])
     else:
         load_weights(instrument.model, folder / WEIGHTS)
-    metrics = {**record.metrics, **_test(config, module, data)}
+    metrics = {**record.metrics, **test(module, data, config.trainer)}
     facts = _facts(teacher_id, metrics, instrument, record.steps, record.seconds)
     write_json(folder / TEACHER_FILE, facts)
 
@@ -89,7 +89,7 @@ def _from_path(config: Config, data: StepDataModule) -> Teacher:
         load_weights(instrument.model, folder / WEIGHTS)
     facts = read_json(folder / TEACHER_FILE)
     if facts is None:
-        metrics = _test(config, _module(config, instrument, data), data)
+        metrics = test(_module(config, instrument, data), data, config.trainer)
         facts = _facts(str(folder), metrics, instrument, 0, 0.0)
     return Teacher(instrument.restore().eval(), facts)
 
@@ -106,8 +106,4 @@ def _module(config: Config, instrument: Instrument, data: StepDataModule) -> Fin
     if settings.source is TeacherSource.path:  # evaluated only, hence no budget
         settings = replace(settings, budget=BudgetConfig(steps=1))
     stage = build_teacher_stage(settings, data.steps_per_epoch)
-    return FinetuneModule(instrument, stage, (data.info.metric, build_metric(data.info)), config.teacher.seed)
-
-
-def _test(config: Config, module: FinetuneModule, data: StepDataModule) -> dict[str, float]:
-    return evaluate(build_trainer(config.trainer, 1, [], []), module, data, "test")
+    return FinetuneModule(instrument, stage, make_metric(data.info), config.teacher.seed)
