@@ -1,4 +1,4 @@
-"""Every method, experiment, data set and kind of model that ships is trained for a few steps by `lowbit train`."""
+"""Everything that ships is trained for a few steps by `lowbit train`."""
 
 import math
 from pathlib import Path
@@ -11,6 +11,13 @@ from lowbit.config import compose as C
 with C.hydra_session():
     METHODS = C.choices("method")
     EXPERIMENTS = C.choices("experiment")
+    QUANTIZERS = C.choices("quantizer")
+    AROUND = [
+        f"{group}={name}"
+        for group in ("estimator", "correction", "oscillation")
+        for name in C.choices(group)
+        if name != "none"
+    ]
 
 # Kinds of model, optimizers, schedules and quantizers that no experiment uses yet.
 OTHERS = [
@@ -18,6 +25,7 @@ OTHERS = [
     ["model=timm", "model.timm_name=vit_tiny_patch16_224", "model.patch_size=4", "quantizer=w8a8"],
     ["data=agreement", "model=bert_micro", "optimizer=bert_adam", "scheduler=cosine", "quantizer=none"],
 ]
+TEXT = ["data=agreement", "model=bert_micro", "method=ternarybert"]
 
 
 def run(overrides: list[str], outputs: Path) -> int:
@@ -26,7 +34,9 @@ def run(overrides: list[str], outputs: Path) -> int:
 
 @pytest.mark.parametrize(
     "overrides",
-    [*([f"method={m}"] for m in METHODS), *([f"experiment={e}"] for e in EXPERIMENTS), *OTHERS],
+    [*([f"method={m}"] for m in METHODS), *([f"experiment={e}"] for e in EXPERIMENTS), *OTHERS]
+    + [[*TEXT, f"quantizer={q}"] for q in QUANTIZERS]
+    + [["method=ti_m", "quantizer=lsq_w4a4", choice] for choice in AROUND],
     ids=" ".join,
 )
 def test_runs_to_its_end(overrides, few_steps, outputs, runs_in, capsys):

@@ -31,6 +31,8 @@ NEEDS = {
     "model=minilm": ["data=agreement", "data.tokenizer=model"],
     "model=timm": ["model.timm_name=vit_tiny_patch16_224"],
     "data=agreement": ["model=bert_micro"],
+    "estimator=ewgs": ["quantizer=bitnet_w158a8"],
+    "estimator=stable_qat": ["quantizer=bitnet_w158a8"],
     "teacher=path": ["teacher.path={folder}"],
 }
 

@@ -72,14 +72,14 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     ),
     (PLAIN, {"quantizer.activation.bits": 1}, ["quantizer.activation.bits=1", "2 to 16 bits", "twn"]),
     (PLAIN, {"quantizer.activation.bits": 17}, ["quantizer.activation.bits=17", "2 to 16 bits"]),
-    (PLAIN, {"quantizer.activation.bits": None}, ["quantizer.activation.bits=None", "2 to 16 bits"]),
-    (PLAIN, {"quantizer.weight.bits": 2}, ["quantizer.weight.bits=2", "remove bits", "minmax_symmetric"]),
+    (PLAIN, {"quantizer.activation.bits": None}, ["quantizer.activation.bits=null", "2 to 16 bits"]),
+    (PLAIN, {"quantizer.weight.bits": 2}, ["quantizer.weight.bits=2", "one width only", "another kind"]),
     (PLAIN, {"quantizer.embedding.threshold": 0.0}, ["quantizer.embedding.threshold=0.0", "greater than 0"]),
     (PLAIN, {"quantizer.activation.clip": 0.0}, ["quantizer.activation.clip=0.0", "null"]),
     (
         PLAIN,
         {"quantizer.rules.0.weight": S.FakeQuantConfig(kind=S.QuantizerKind.minmax_symmetric)},
-        ["quantizer.rules.0.weight.bits=None", "2 to 16"],
+        ["quantizer.rules.0.weight.bits=null", "2 to 16"],
     ),
     (
         PLAIN,
@@ -230,13 +230,13 @@ def test_steps_agree_with_the_budget_of_the_recipe():
 
 
 def test_operands_are_those_of_the_attention_core():
-    from lowbit.config.validate import _OPERANDS
+    from lowbit.config.quantization import _OPERANDS
     from lowbit.modeling.attention import OPERANDS
 
     assert tuple(_OPERANDS) == tuple(OPERANDS)
 
 
 def test_schema_defaults_of_a_rule_are_all_operands():
-    from lowbit.config.validate import _OPERANDS
+    from lowbit.config.quantization import _OPERANDS
 
     assert OmegaConf.structured(S.RuleConfig).operands == list(_OPERANDS)

@@ -188,12 +188,12 @@ def w2a8() -> Callable[..., tuple[Rule, ...]]:
     """Return TernaryBERT's rules with a granularity of activation scales."""
 
     def rules(granularity: str = "tensor") -> tuple[Rule, ...]:
-        weight = QuantizerSpec("twn")
-        activation = QuantizerSpec("minmax_symmetric", bits=8, granularity=granularity)
+        weight = QuantizerSpec("twn", clip=2.5)
+        activation = QuantizerSpec("minmax_symmetric", bits=8, clip=2.5, granularity=granularity)
         return (
             Rule(("query", "key", "value", "attn_out", "ffn_in", "ffn_out"), weight=weight, input=activation),
             Rule(("attention",), bmm=activation),
-            Rule(("word_embedding",), weight=QuantizerSpec("twn", granularity="row"), required=False),
+            Rule(("word_embedding",), weight=QuantizerSpec("twn", clip=2.5, granularity="row"), required=False),
             Rule(("pooler",), weight=weight, input=activation, required=False),
         )
 

@@ -5,19 +5,24 @@ import torch
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
-from lowbit.config.compose import compose, to_config
+from lowbit.config.compose import choices, compose, hydra_session, to_config
 from lowbit.modeling import Rule, prepare
 from lowbit.modeling.sizes import model_size
-from lowbit.quantizers import QuantConv2d, QuantEmbedding, QuantizerSpec, QuantLinear, minmax_symmetric, twn_ternarize
+from lowbit.quantizers import QuantConv2d, QuantEmbedding, QuantizerSpec, QuantLinear, calibrate, quantizers_of
+from lowbit.quantizers.functional import minmax_symmetric, twn_ternarize
 from lowbit.recipes import build_rules
 
-TWN = QuantizerSpec("twn")
-INT8 = QuantizerSpec("minmax_symmetric", bits=8)
-INT4 = QuantizerSpec("minmax_symmetric", bits=4)
+with hydra_session():
+    SCHEMES = choices("quantizer")
+NARROW = {"ipq": ("quantizer.weight.centroids=4", "quantizer.embedding.centroids=4")}  # the zoo's models are tiny
+TWN = QuantizerSpec("twn", clip=2.5)
+INT8 = QuantizerSpec("minmax_symmetric", bits=8, clip=2.5)
+INT4 = QuantizerSpec("minmax_symmetric", bits=4, clip=2.5)
 
 
 def shipped(name: str, *overrides: str) -> tuple[Rule, ...]:
-    return build_rules(to_config(compose([f"quantizer={name}", *overrides])).quantizer)
+    config = to_config(compose([f"quantizer={name}", *overrides]))
+    return build_rules(config.quantizer, config.estimator)
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -186,14 +191,29 @@ def test_a_fused_projection_has_a_scale_per_role(timm_zoo):
 # --- shipped files --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["w2a8", "w8a8", "none"])
+@pytest.mark.parametrize("name", SCHEMES)
 def test_one_rule_file_fits_every_family(zoo, name: str):
-    instrument = prepare(zoo.build(), shipped(name))
+    instrument = prepare(zoo.build(), shipped(name, *NARROW.get(name, ())))
+    calibrate(instrument.model, [zoo.batch()], instrument.run)
+    instrument.model.train()
     logits = instrument.run(zoo.batch()).logits
+    logits.square().sum().backward()
     assert torch.isfinite(logits).all()
-    linears = {"none": 0}.get(name, {"hf_bert": 20, "hf_vit": 18}.get(zoo.name, 18))
+    learned = [p for quantizer in quantizers_of(instrument.model).values() for p in quantizer.parameters()]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learned)
+    assert all(
+        quantizer.is_ready or quantizer.spec.kind == "lat" for quantizer in quantizers_of(instrument.model).values()
+    )
+    size = model_size(instrument)
+    assert (size.compression > 1) == (name not in ("none", "ipq_noise"))
+
+
+@pytest.mark.parametrize(("name", "operands"), [("w2a8", 12), ("w8a8", 12), ("none", 0)])
+def test_the_foundation_schemes_quantize_what_they_say(zoo, name: str, operands: int):
+    instrument = prepare(zoo.build(), shipped(name))
+    linears = {"none": 0}.get(name, {"hf_bert": 20}.get(zoo.name, 18))
     assert len(instrument.resolved.weights) == linears  # 3 layers x 6 roles; BERT: pooler and word embedding
-    assert len(instrument.resolved.operands) == (0 if name == "none" else 12)
+    assert len(instrument.resolved.operands) == operands
 
 
 def test_the_shipped_rules_are_those_of_the_specification(w2a8):

@@ -60,6 +60,9 @@ class PublishedBatches(L.LightningDataModule):
         suffix = f".{index}"
         return {key.removesuffix(suffix): t for key, t in self.tensors.items() if key.endswith(suffix)}
 
+    def training_batches(self, step: int, count: int) -> Iterator[Batch]:
+        return (self.batch((step + index) % self.period) for index in range(count))
+
     def train_dataloader(self) -> DataLoader[Batch]:
         return DataLoader(Stream(self), batch_size=None)
 

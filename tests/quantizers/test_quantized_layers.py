@@ -1,6 +1,7 @@
 """FakeQuantizer, QuantizerSpec and the layers: same Parameters, same numbers as quantizing by hand."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,14 @@ from lowbit.quantizers import (
     QuantFusedLinear,
     QuantizerSpec,
     QuantLinear,
-    minmax_asymmetric,
-    minmax_symmetric,
-    twn_ternarize,
+    begin_step,
 )
+from lowbit.quantizers.functional import minmax_asymmetric, minmax_symmetric, twn_ternarize
 
 TWN = QuantizerSpec("twn", clip=0.4)
 ROW = QuantizerSpec("twn", granularity="row", clip=0.4)
-INT8 = QuantizerSpec("minmax_symmetric", bits=8)
-INT4 = QuantizerSpec("minmax_asymmetric", bits=4, granularity="token", clip=None)
+INT8 = QuantizerSpec("minmax_symmetric", bits=8, clip=2.5)
+INT4 = QuantizerSpec("minmax_asymmetric", bits=4, granularity="token")
 ROLES = ("query", "key", "value")
 
 
@@ -42,9 +42,10 @@ def grads(y: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "nf4"}, "quantizer kind 'nf4': allowed are minmax_asymmetric, minmax_symmetric, twn"),
-        ({"kind": "twn", "bits": 2}, "kind 'twn' is ternary: remove bits=2"),
+        ({"kind": "nf4"}, "quantizer kind 'nf4': allowed are bitnet, block_noise, bwn, .*, xtc"),
+        ({"kind": "twn", "bits": 2}, "kind 'twn' has one width only: remove bits=2"),
         ({"kind": "minmax_symmetric"}, "kind 'minmax_symmetric' needs bits"),
+        ({"kind": "statsq", "bits": 2, "clip": 1.0}, "kind 'statsq' takes no clip: remove clip=1.0"),
     ],
 )
 def test_settings_that_contradict_are_refused(settings: dict, message: str):
@@ -53,9 +54,10 @@ def test_settings_that_contradict_are_refused(settings: dict, message: str):
 
 
 def test_storage_of_the_kinds():
-    assert (TWN.storage_bits, TWN.numbers_per_group) == (2, 1)
-    assert (INT8.storage_bits, INT8.numbers_per_group) == (8, 1)
-    assert (INT4.storage_bits, INT4.numbers_per_group) == (4, 2)
+    # elements * width, and 32 bits for each number of each group
+    assert (TWN.storage_bits, TWN.packed_bits(100, 3)) == (2, 200 + 3 * 32)
+    assert (INT8.storage_bits, INT8.packed_bits(100, 3)) == (8, 800 + 3 * 32)
+    assert (INT4.storage_bits, INT4.packed_bits(100, 3)) == (4, 400 + 3 * 2 * 32)
 
 
 def test_a_fake_quantizer_passes_every_setting_on():
@@ -64,8 +66,8 @@ def test_a_fake_quantizer_passes_every_setting_on():
     assert torch.equal(FakeQuantizer(spec)(x), twn_ternarize(x, granularity="row", threshold=1.1, clip=0.9))
     spec = QuantizerSpec("minmax_symmetric", bits=3, granularity="token", clip=0.9)
     assert torch.equal(FakeQuantizer(spec)(x), minmax_symmetric(x, bits=3, granularity="token", clip=0.9))
-    spec = QuantizerSpec("minmax_asymmetric", bits=3, granularity="token", clip=None)
-    assert torch.equal(FakeQuantizer(spec)(x), minmax_asymmetric(x, bits=3, granularity="token", clip=None))
+    spec = QuantizerSpec("minmax_asymmetric", bits=3, granularity="token")
+    assert torch.equal(FakeQuantizer(spec)(x), minmax_asymmetric(x, bits=3, granularity="token"))
 
 
 def test_a_fake_quantizer_has_no_state_and_says_what_it_does():
@@ -175,7 +177,7 @@ def test_embedding_equals_quantizing_the_whole_table(spec: QuantizerSpec, paddin
 def test_embedding_keeps_its_settings():
     source = nn.Embedding(4, 3, scale_grad_by_freq=True)
     ids = torch.tensor([1, 1, 2])
-    y = QuantEmbedding.from_float(source, QuantizerSpec("twn", granularity="row", clip=None), None)(ids)
+    y = QuantEmbedding.from_float(source, QuantizerSpec("twn", granularity="row"), None)(ids)
     (grad,) = torch.autograd.grad(y.sum(), source.weight)
     torch.testing.assert_close(grad[1:3], torch.ones(2, 3))  # two look-ups of row 1 count once
 
@@ -185,6 +187,37 @@ def test_embedding_refuses_input_quantizers_and_renormalisation():
         QuantEmbedding.from_float(nn.Embedding(4, 3), ROW, INT8)
     with pytest.raises(ValueError, match="max_norm cannot be quantized"):
         QuantEmbedding.from_float(nn.Embedding(4, 3, max_norm=1.0), ROW, None)
+
+
+# --- one scale per head ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [0, 1], ids=["query", "attn_out"])
+@pytest.mark.parametrize("name", ["lsq", "seq", "static", "minmax_asymmetric", "statsq", "twn", "lat", "bwn"])
+def test_each_head_of_a_weight_has_its_own_scale(name: str, dim: int):
+    bits = None if name in ("twn", "lat", "bwn") else 3
+    of, whole = (QuantizerSpec(name, bits=bits, granularity=g) for g in ("head", "tensor"))
+    layer = QuantLinear.from_float(nn.Linear(8, 6), of, None, heads=(2, dim))
+    quantizer: Any = layer.weight_quantizer
+    blocks = layer.weight.detach().split(layer.weight.shape[dim] // 2, dim)
+    alone = [QuantLinear.from_float(nn.Linear(8, 6), None, None) for _ in blocks]
+    for part, block in zip(alone, blocks, strict=True):
+        part.weight = nn.Parameter(block.clone())
+    apart = [QuantLinear.from_float(part, whole, None).weight_quantizer(part.weight) for part in alone]
+    y = quantizer(layer.weight)
+    torch.testing.assert_close(y, torch.cat(apart, dim))
+    assert torch.equal(quantizer.heads_back(quantizer.heads_first(layer.weight), layer.weight), layer.weight)
+    y.narrow(dim, 0, y.shape[dim] // 2).square().sum().backward()  # head 0 alone
+    if name in ("lsq", "seq"):
+        assert quantizer.step_size.grad[0] != 0
+        assert quantizer.step_size.grad[1] == 0
+    with torch.no_grad():
+        layer.weight.narrow(dim, 0, y.shape[dim] // 2).mul_(3)
+    begin_step(layer.train(), 0)
+    moved = quantizer(layer.weight)
+    half = y.shape[dim] // 2
+    assert torch.equal(moved.narrow(dim, half, half), y.narrow(dim, half, half))
+    assert not torch.equal(moved.narrow(dim, 0, half), y.narrow(dim, 0, half))
 
 
 # --- fused qkv ------------------------------------------------------------------------------------------------------

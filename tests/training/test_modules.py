@@ -182,9 +182,9 @@ def test_metrics_file_drops_rows_that_come_again(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_model_are_refused_in_words(tmp_path: Path) -> None:
-    from lowbit.training.stage_runner import save_weights
+    from lowbit.training.stage_runner import save_tensors
 
-    save_weights(torch.nn.Linear(2, 2), tmp_path / "w.safetensors")
+    save_tensors(torch.nn.Linear(2, 2).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match=r"w.safetensors does not hold weights of this Sequential"):
         load_weights(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / "w.safetensors")
 

@@ -42,12 +42,90 @@ class TeacherSource(Enum):
 
 
 class QuantizerKind(Enum):
-    """A fake quantizer of `lowbit.quantizers.functional`."""
+    """A fake quantizer of `lowbit.quantizers`; `config.kinds` says what each takes."""
 
     none = auto()
     twn = auto()
+    lat = auto()
+    bwn = auto()
+    statsq = auto()
+    bitnet = auto()
     minmax_symmetric = auto()
     minmax_asymmetric = auto()
+    xtc = auto()
+    lsq = auto()
+    seq = auto()
+    elastic = auto()
+    pact = auto()
+    static = auto()
+    block_noise = auto()
+    ipq = auto()
+
+
+class GradScale(Enum):
+    """Factor on the gradient of LSQ's step size: 1/sqrt(N Qp), 1/sqrt(Qp sum|x|), 1."""
+
+    lsq = auto()
+    l1 = auto()
+    none = auto()
+
+
+class ScaleInit(Enum):
+    """Initial step size: by mean magnitude, maximum, three sigma, least squares, or the paper's own rule (elastic)."""
+
+    mean = auto()
+    max = auto()
+    three_sigma = auto()
+    mse = auto()
+    paper = auto()
+
+
+class LatVariant(Enum):
+    """Loss-aware ternarization by alternation or by exact search."""
+
+    approximate = auto()
+    exact = auto()
+
+
+class NoiseUnit(Enum):
+    """What quantization noise draws at random: single weights, or rows."""
+
+    element = auto()
+    row = auto()
+
+
+class EstimatorKind(Enum):
+    """Gradient estimator of `lowbit.quantizers.estimators`; `published` is each quantizer's own."""
+
+    published = auto()
+    ste = auto()
+    clipped_ste = auto()
+    value_clipped_ste = auto()
+    ewgs = auto()
+    stable_qat = auto()
+
+
+class CorrectionKind(Enum):
+    """A pull of the latent weights towards their grid, around the optimizer step."""
+
+    none = auto()
+    cage = auto()
+    dampening = auto()
+
+
+class CorrectionSchedule(Enum):
+    """CAGE's strength after its silence: a linear ramp, or all at once."""
+
+    linear_ramp = auto()
+    constant = auto()
+
+
+class Aggregation(Enum):
+    """How dampening sums the squared distances of a weight; `kernel_mean` averages over the kernel of a convolution."""
+
+    sum = auto()
+    mean = auto()
+    kernel_mean = auto()
 
 
 class Granularity(Enum):

@@ -5,12 +5,19 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from lowbit.config.enums import (
+    Aggregation,
+    CorrectionKind,
+    CorrectionSchedule,
     DataKind,
+    EstimatorKind,
+    GradScale,
     Granularity,
+    LatVariant,
     LoggerMode,
     LossKind,
     MaskRule,
     ModelKind,
+    NoiseUnit,
     OptimizerKind,
     Padding,
     PhaseOrder,
@@ -18,6 +25,7 @@ from lowbit.config.enums import (
     QuantizerKind,
     Ramp,
     Reduction,
+    ScaleInit,
     SchedulerKind,
     Site,
     StepCounter,
@@ -25,15 +33,33 @@ from lowbit.config.enums import (
     TeacherSource,
     TokenizerKind,
 )
+from lowbit.config.quantization_schema import (
+    CorrectionConfig,
+    EstimatorConfig,
+    EstimatorsConfig,
+    FakeQuantConfig,
+    OscillationConfig,
+    QuantizerConfig,
+    RuleConfig,
+)
 
 __all__ = [
+    "Aggregation",
     "BudgetConfig",
     "Config",
+    "CorrectionConfig",
+    "CorrectionKind",
+    "CorrectionSchedule",
     "DataConfig",
     "DataKind",
+    "EstimatorConfig",
+    "EstimatorKind",
+    "EstimatorsConfig",
     "FakeQuantConfig",
+    "GradScale",
     "Granularity",
     "InterventionConfig",
+    "LatVariant",
     "LoggerConfig",
     "LoggerMode",
     "LossConfig",
@@ -42,9 +68,11 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "ModelKind",
+    "NoiseUnit",
     "OptimizerChanges",
     "OptimizerConfig",
     "OptimizerKind",
+    "OscillationConfig",
     "Padding",
     "PathsConfig",
     "PhaseConfig",
@@ -55,6 +83,7 @@ __all__ = [
     "Ramp",
     "Reduction",
     "RuleConfig",
+    "ScaleInit",
     "SchedulerChanges",
     "SchedulerConfig",
     "SchedulerKind",
@@ -174,40 +203,6 @@ class TeacherConfig:
 
 
 @dataclass
-class FakeQuantConfig:
-    """One fake quantizer. `bits` is for the min-max grids; a ternary quantizer has its own kind."""
-
-    kind: QuantizerKind = QuantizerKind.none
-    bits: int | None = None
-    granularity: Granularity = Granularity.tensor
-    threshold: float = 0.7
-    clip: float | None = 2.5
-
-
-@dataclass
-class RuleConfig:
-    """Which modules get which quantizers; later rules win."""
-
-    match: list[str] = MISSING
-    weight: FakeQuantConfig | None = None
-    input: FakeQuantConfig | None = None
-    bmm: FakeQuantConfig | None = None
-    operands: list[str] = field(default_factory=lambda: ["query", "key", "probs", "value"])
-    required: bool = True
-
-
-@dataclass
-class QuantizerConfig:
-    """Ordered rules; `weight`, `embedding` and `activation` are shared settings that the rules refer to."""
-
-    name: str = MISSING
-    weight: FakeQuantConfig = field(default_factory=FakeQuantConfig)
-    embedding: FakeQuantConfig = field(default_factory=FakeQuantConfig)
-    activation: FakeQuantConfig = field(default_factory=FakeQuantConfig)
-    rules: list[RuleConfig] = field(default_factory=list)
-
-
-@dataclass
 class LossConfig:
     """One loss term; `weight` may move to `weight_end` over the stage."""
 
@@ -312,6 +307,9 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    estimator: EstimatorsConfig = field(default_factory=EstimatorsConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    oscillation: OscillationConfig = field(default_factory=OscillationConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

@@ -13,12 +13,12 @@ from lowbit.config import compose as C
 from lowbit.config import schema as S
 from lowbit.config.budget import epoch_steps, stage_steps, total_steps
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
+from lowbit.config.quantization import quantization_problems
 
 _TEXT = (S.DataKind.agreement,)
 _TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
 _IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
 _SEED_LIMIT = 2**63  # torch takes no larger ones
-_OPERANDS = ("query", "key", "probs", "value")
 
 
 def load(overrides: list[str]) -> tuple[DictConfig, S.Config]:
@@ -52,7 +52,7 @@ def load(overrides: list[str]) -> tuple[DictConfig, S.Config]:
 
 def validate(config: S.Config) -> list[str]:
     """Return every problem of a typed config, one line each."""
-    checks = (_numbers, _data_and_model, _teacher, _quantizer, _method, _budget)
+    checks = (_numbers, _data_and_model, _teacher, quantization_problems, _method, _budget)
     return [problem for check in checks for problem in check(config)]
 
 
@@ -132,38 +132,6 @@ def _teacher(config: S.Config) -> Iterator[str]:
             yield "teacher.path: no value; set the folder that holds the teacher's model.safetensors"
         elif not (Path(teacher.path).expanduser() / "model.safetensors").is_file():
             yield f"teacher.path={teacher.path}: no model.safetensors in this folder"
-
-
-def _quantizer(config: S.Config) -> Iterator[str]:
-    quantizer = config.quantizer
-    specs: dict[str, S.FakeQuantConfig | None] = {
-        "quantizer.weight": quantizer.weight,
-        "quantizer.embedding": quantizer.embedding,
-        "quantizer.activation": quantizer.activation,
-    }
-    shared = list(specs.values())
-    for index, rule in enumerate(quantizer.rules):
-        for slot in ("weight", "input", "bmm"):
-            spec = getattr(rule, slot)
-            if spec not in shared:  # a rule that refers to a shared setting repeats its problems
-                specs[f"quantizer.rules.{index}.{slot}"] = spec
-        for operand in set(rule.operands) - set(_OPERANDS):
-            yield f"quantizer.rules.{index}.operands: {operand!r} is no operand; allowed: {', '.join(_OPERANDS)}"
-    for key, spec in specs.items():
-        if spec is not None:
-            yield from _fake_quant(key, spec)
-
-
-def _fake_quant(key: str, spec: S.FakeQuantConfig) -> Iterator[str]:
-    grid = spec.kind in (S.QuantizerKind.minmax_symmetric, S.QuantizerKind.minmax_asymmetric)
-    if grid and (spec.bits is None or not 2 <= spec.bits <= 16):
-        yield f"{key}.bits={spec.bits}: kind {spec.kind.name} takes 2 to 16 bits; ternary is kind: twn"
-    if spec.kind is S.QuantizerKind.twn and spec.bits is not None:
-        yield f"{key}.bits={spec.bits}: kind twn is ternary; remove bits, or use kind: minmax_symmetric"
-    if spec.threshold <= 0:
-        yield f"{key}.threshold={spec.threshold}: must be greater than 0"
-    if spec.clip is not None and spec.clip <= 0:
-        yield f"{key}.clip={spec.clip}: must be greater than 0, or null for no clipping"
 
 
 def _method(config: S.Config) -> Iterator[str]:

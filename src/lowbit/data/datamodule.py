@@ -1,7 +1,8 @@
 """The LightningDataModule of every data set: an endless training loader that can start at any recipe step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeVar
 
 from lightning import LightningDataModule
@@ -60,6 +61,12 @@ class StepDataModule(LightningDataModule):
         """Return an endless loader; each iteration begins at `first_step` plus the trainer's global step."""
         sampler = StepBatchSampler(self.info.train_size, self._config.batch_size, self.seed, self._next_step)
         return self._loader(self.splits.train, sampler)
+
+    def training_batches(self, step: int, count: int) -> Iterator[Batch]:
+        """Yield the batches of `count` recipe steps from `step` on, whatever the trainer is doing."""
+        self.setup("fit")
+        sampler = StepBatchSampler(self.info.train_size, self._config.batch_size, self.seed, lambda: step)
+        yield from islice(self._loader(self.splits.train, sampler), count)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation rows in order."""

@@ -28,6 +28,7 @@ MODEL_ROLES = (
 )
 ROLES = (*LAYER_ROLES, "attention", *MODEL_ROLES)
 ATTENTION_NAME = "lowbit"
+_HEAD_COUNTS = ("num_attention_heads", "num_heads")
 Undo = Callable[[], None]
 
 
@@ -63,15 +64,23 @@ class Family:
         """Return (name, module) of every layer, in order."""
         return [(f"{self.layers}.{index}", layer) for index, layer in enumerate(_children(model, self.layers))]
 
+    def heads_of(self, layer: nn.Module) -> tuple[int, int]:
+        """Return the number of attention heads of a layer and their width."""
+        attention: Any = layer.get_submodule(self.names.attention)
+        count = next(getattr(attention, name) for name in _HEAD_COUNTS if hasattr(attention, name))
+        return int(count), int(layer.get_submodule(self.names.attn_out).in_features) // int(count)  # type: ignore[arg-type]
+
     def role_names(self, model: nn.Module) -> dict[str, list[str]]:
-        """Map each role to the qualified names of its modules; roles that the model lacks are left out."""
+        """Map each role to the qualified names of its modules, or of their halves; those that it lacks are left out."""
         found: dict[str, list[str]] = {}
         for name, _ in self.layers_of(model):
             for role in (*LAYER_ROLES, "attention"):
-                found.setdefault(role, []).append(f"{name}.{getattr(self.names, role)}")
+                module = f"{name}.{getattr(self.names, role)}"
+                found.setdefault(role, []).extend(_halves(model, module))
         modules = dict(model.named_modules())
         for role, names in self.model_roles.items():
-            present = [name for name in names if isinstance(modules.get(name), nn.Linear | nn.Embedding | nn.Conv2d)]
+            there = [half for name in names if name in modules for half in _halves(model, name)]
+            present = [name for name in there if isinstance(modules[name], nn.Linear | nn.Embedding | nn.Conv2d)]
             if present:
                 found[role] = present
         return found
@@ -81,6 +90,11 @@ class Family:
         inputs = {name: batch[name] for name in self.inputs if name in batch}
         output = model(**inputs) if self.name.startswith("hf") else model(*inputs.values())
         return output if isinstance(output, Tensor) else output.logits
+
+
+def _halves(model: nn.Module, name: str) -> list[str]:
+    """Return the names of the halves of a split module (`surgery.Split`), else its own name."""
+    return [f"{name}.{half}" for half in getattr(model.get_submodule(name), "halves", ())] or [name]
 
 
 def _children(model: nn.Module, path: str) -> Iterator[nn.Module]:

@@ -17,7 +17,15 @@ from lowbit.modeling.families import QKV, Family, family_of
 from lowbit.modeling.intervention import Plan
 from lowbit.modeling.rules import Resolved, Rule, resolve
 from lowbit.modeling.trace import FIELDS, Tape, Trace
-from lowbit.quantizers import FakeQuantizer, QuantConv2d, QuantEmbedding, QuantFusedLinear, QuantLinear
+from lowbit.quantizers import (
+    QuantConv2d,
+    QuantEmbedding,
+    QuantFusedLinear,
+    QuantLinear,
+    Target,
+    build_quantizer,
+    quantizers_of,
+)
 
 _QUANTIZED: dict[type[nn.Module], Any] = {
     nn.Linear: QuantLinear,
@@ -45,9 +53,13 @@ class Instrument:
         self._originals: dict[str, nn.Module] = {}
         self._attentions = [model.get_submodule(f"{n}.{family.names.attention}") for n, _ in family.layers_of(model)]
         # What may refuse the model comes first, so that a refusal leaves it as it was.
+        self._heads = self._head_splits()
         quantized = {name: self._quantized(name, model.get_submodule(name)) for name in self._quantized_names()}
+        operands = {slot: self._operand_quantizer(*slot) for slot in resolved.operands}
         self._undo_routing = family.route_attention(model, self._attentions)
         self._swap_layers(quantized)
+        for (name, operand), quantizer in operands.items():
+            model.get_submodule(name).add_module(QUANTIZER_NAMES[operand], quantizer)
         self._attach()
 
     def run(self, batch: dict[str, Tensor], fields: Iterable[str] = (), plan: Plan | None = None) -> Trace:
@@ -73,6 +85,23 @@ class Instrument:
         mask = batch.get("attention_mask")
         return self._tape.end(logits, None if mask is None else mask.bool())
 
+    def quantizer_state(self) -> dict[str, Tensor]:
+        """Return what the quantizers learned or keep, by state-dict key; all other keys are the plain model's."""
+        prefixes = tuple(f"{name}." for name in quantizers_of(self.model))
+        return {key: value for key, value in self.model.state_dict().items() if key.startswith(prefixes)}
+
+    def load_quantizer_state(self, state: dict[str, Tensor]) -> None:
+        """Load what `quantizer_state` returned.
+
+        Raises:
+            ValueError: keys that do not belong to the quantizers of this model.
+        """
+        mine = self.quantizer_state()
+        wrong = sorted(mine.keys() ^ state.keys())
+        if wrong:
+            raise ValueError(f"quantizer state of {len(wrong)} tensors does not fit the rules, the first is {wrong[0]}")
+        self.model.load_state_dict(state, strict=False)
+
     def restore(self) -> nn.Module:
         """Undo everything; the original modules come back with the current Parameters."""
         for handle in self._handles:
@@ -97,21 +126,42 @@ class Instrument:
         for name, layer in quantized.items():
             self._originals[name] = self.model.get_submodule(name)
             self.model.set_submodule(name, layer)
-        for (name, operand), spec in self.resolved.operands.items():
-            self.model.get_submodule(name).add_module(QUANTIZER_NAMES[operand], FakeQuantizer(spec))
 
     def _quantized(self, name: str, original: nn.Module) -> nn.Module:
         weights, inputs = self.resolved.weights, self.resolved.inputs
         if any((name, role) in self.resolved.slots for role in QKV):
             specs = {role: (weights.get((name, role)), inputs.get((name, role))) for role in QKV}
-            return QuantFusedLinear.from_float(original, specs)  # type: ignore[arg-type]
+            return QuantFusedLinear.from_float(original, specs, self._heads.get(name))  # type: ignore[arg-type]
         layer = _QUANTIZED.get(type(original))
         if layer is None:
             raise ValueError(
                 f"module {name!r} is a {type(original).__name__}: plain Linear, Embedding and Conv2d layers can "
                 "be quantized; change the rule that matches it"
             )
-        return layer.from_float(original, weights.get((name, None)), inputs.get((name, None)))  # type: ignore[no-any-return]
+        heads = {"heads": self._heads[name]} if name in self._heads else {}
+        try:
+            return layer.from_float(original, weights.get((name, None)), inputs.get((name, None)), **heads)  # type: ignore[no-any-return]
+        except ValueError as error:
+            raise ValueError(f"module {name!r}: {error}") from error
+
+    def _head_splits(self) -> dict[str, tuple[int, int]]:
+        """Map projections to (heads, dimension of the weight that the heads share); see `lowbit.quantizers.Target`."""
+        splits: dict[str, tuple[int, int]] = {}
+        for name, layer in self.family.layers_of(self.model):
+            count, _ = self.family.heads_of(layer)
+            splits[f"{name}.{self.family.names.attn_out}"] = (count, 1)
+            splits.update({f"{name}.{getattr(self.family.names, role)}": (count, 0) for role in QKV})
+        return splits
+
+    def _operand_quantizer(self, name: str, operand: str) -> nn.Module:
+        layer = next(layer for prefix, layer in self.family.layers_of(self.model) if name.startswith(f"{prefix}."))
+        heads, width = self.family.heads_of(layer)
+        shape = (heads, 1, 1 if operand == "probs" else width)
+        like = next(layer.parameters())
+        try:
+            return build_quantizer(self.resolved.operands[name, operand], Target(shape, like))
+        except ValueError as error:
+            raise ValueError(f"operand {operand!r} of {name!r}: {error}") from error
 
     def _attach(self) -> None:
         tape, names = self._tape, self.family.names

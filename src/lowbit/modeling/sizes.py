@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lowbit.modeling.families import QKV
 from lowbit.modeling.instrument import Instrument
-from lowbit.quantizers import QuantizerSpec
+from lowbit.quantizers import WeightSite, quantizers_of, weight_sites
 
 _FLOAT_BITS = 32
 
@@ -43,41 +42,34 @@ class ModelSize:
 def model_size(instrument: Instrument, prefix: str = "") -> ModelSize:
     """Return the size of a prepared model; `prefix` limits it to parameters of that name prefix (`bert.`).
 
-    Every parameter counts 32 bits in float; a quantized weight counts its storage bits plus 32 bits per scale.
+    Every parameter of the plain model counts 32 bits in float. A quantized weight counts its storage bits and its
+    scales; learned or kept numbers of input quantizers count 32 bits each.
     """
-    specs = _weight_specs(instrument)
+    model = instrument.model
+    sites: dict[int, list[WeightSite]] = {}
+    for site in weight_sites(model):
+        sites.setdefault(id(site.parameter), []).append(site)
+    weight_quantizers = {id(site.quantizer) for found in sites.values() for site in found}
+    quantizers = {name: quantizer for name, quantizer in quantizers_of(model).items() if name.startswith(prefix)}
+    theirs = {id(p) for quantizer in quantizers.values() for p in quantizer.parameters()}
     float_bits = packed_bits = 0
-    for name, parameter in instrument.model.named_parameters():
-        if not name.startswith(prefix):
-            continue
-        float_bits += parameter.numel() * _FLOAT_BITS
-        blocks = specs.get(name, [])
-        if not blocks:
-            packed_bits += parameter.numel() * _FLOAT_BITS
-        for spec, rows in blocks:
-            packed_bits += _packed(parameter, rows, spec)
+    for name, parameter in model.named_parameters():
+        if name.startswith(prefix) and id(parameter) not in theirs:
+            float_bits += parameter.numel() * _FLOAT_BITS
+            packed_bits += _packed(parameter, sites.get(id(parameter), []))
+    for quantizer in quantizers.values():
+        if id(quantizer) not in weight_quantizers:
+            packed_bits += quantizer.stored_numbers * _FLOAT_BITS
     return ModelSize(float_bits // 8, math.ceil(packed_bits / 8), _bits(instrument))
 
 
-def _weight_specs(instrument: Instrument) -> dict[str, list[tuple[QuantizerSpec | None, int]]]:
-    """Map weight names to (quantizer, rows) blocks; a layer without row blocks is one block of all rows."""
-    found: dict[str, list[tuple[QuantizerSpec | None, int]]] = {}
-    weights = instrument.resolved.weights
-    for name in dict.fromkeys(name for name, _ in weights):
-        rows = instrument.model.get_submodule(name).weight.shape[0]  # type: ignore[index]
-        if (name, None) in weights:
-            found[f"{name}.weight"] = [(weights[name, None], int(rows))]
-        else:
-            found[f"{name}.weight"] = [(weights.get((name, role)), int(rows) // len(QKV)) for role in QKV]
-    return found
-
-
-def _packed(parameter: Tensor, rows: int, spec: QuantizerSpec | None) -> int:
-    elements = parameter.numel() // parameter.shape[0] * rows
-    if spec is None:
-        return elements * _FLOAT_BITS
-    groups = rows if spec.granularity == "row" else 1
-    return elements * spec.storage_bits + groups * spec.numbers_per_group * _FLOAT_BITS
+def _packed(parameter: Tensor, sites: list[WeightSite]) -> int:
+    bits, left = 0, parameter.numel()
+    for site in sites:
+        elements = site.weight.numel()
+        bits += site.quantizer.spec.packed_bits(elements, site.quantizer.groups)
+        left -= elements
+    return bits + left * _FLOAT_BITS
 
 
 def _bits(instrument: Instrument) -> str:
@@ -91,5 +83,5 @@ def _bits(instrument: Instrument) -> str:
     return "-".join((_width(weights), *([_width(tables)] if embeddings else []), _width(inputs)))
 
 
-def _width(bits: list[int]) -> str:
-    return "/".join(str(b) for b in sorted(set(bits))) if bits else str(_FLOAT_BITS)
+def _width(bits: list[float]) -> str:
+    return "/".join(f"{b:g}" for b in sorted(set(bits))) if bits else str(_FLOAT_BITS)

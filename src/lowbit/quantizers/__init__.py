@@ -1,18 +1,41 @@
 """Fake quantizers: pure functions, the modules that hold their settings, and layers that use them."""
 
-from lowbit.quantizers.fake_quantizer import KINDS, FakeQuantizer, QuantizerSpec
-from lowbit.quantizers.functional import minmax_asymmetric, minmax_symmetric, twn_ternarize
+from lowbit.quantizers.corrections import Cage, Correction, Dampening, check_correctable
+from lowbit.quantizers.estimators import EWGS, STE, ClippedSTE, Estimator, StableQAT, ValueClippedSTE
+from lowbit.quantizers.fake_quantizer import FakeQuantizer, StatefulQuantizer, Target
 from lowbit.quantizers.layers import QuantConv2d, QuantEmbedding, QuantFusedLinear, QuantLinear
+from lowbit.quantizers.oscillation import Freezing, OscillationTracker
+from lowbit.quantizers.spec import KINDS, QuantizerSpec
+from lowbit.quantizers.state import WeightSite, begin_step, calibrate, end_step, quantizers_of, weight_sites
+from lowbit.quantizers.stateful import build_quantizer
 
 __all__ = [
+    "EWGS",
     "KINDS",
+    "STE",
+    "Cage",
+    "ClippedSTE",
+    "Correction",
+    "Dampening",
+    "Estimator",
     "FakeQuantizer",
+    "Freezing",
+    "OscillationTracker",
     "QuantConv2d",
     "QuantEmbedding",
     "QuantFusedLinear",
     "QuantLinear",
     "QuantizerSpec",
-    "minmax_asymmetric",
-    "minmax_symmetric",
-    "twn_ternarize",
+    "StableQAT",
+    "StatefulQuantizer",
+    "Target",
+    "ValueClippedSTE",
+    "WeightSite",
+    "begin_step",
+    "build_quantizer",
+    "calibrate",
+    "check_correctable",
+    "end_step",
+    "quantizers_of",
+    "weight_sites",
 ]

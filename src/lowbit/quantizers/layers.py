@@ -5,7 +5,7 @@ Shape suffixes: B batch, L tokens, E input width, O output width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Self, TypeVar
 
@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit.quantizers.fake_quantizer import FakeQuantizer, QuantizerSpec
+from lowbit.quantizers.fake_quantizer import FakeQuantizer, Target
+from lowbit.quantizers.spec import QuantizerSpec
+from lowbit.quantizers.state import WeightSite
+from lowbit.quantizers.stateful import build_quantizer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,8 +29,20 @@ def _adopt(layer: M, source: nn.Module) -> M:
     return layer
 
 
-def _quantizer(spec: QuantizerSpec | None) -> FakeQuantizer | None:
-    return None if spec is None else FakeQuantizer(spec)
+def weight_quantizer(
+    spec: QuantizerSpec | None, weight: Tensor, heads: tuple[int, int] | None = None
+) -> FakeQuantizer | None:
+    """Return a weight's quantizer, its scale set from the weight."""
+    if spec is None:
+        return None
+    quantizer = build_quantizer(spec, Target(tuple(weight.shape), weight, weight=True, heads=heads))
+    quantizer.initialize(weight)
+    return quantizer
+
+
+def input_quantizer(spec: QuantizerSpec | None, shape: tuple[int, ...], like: Tensor) -> FakeQuantizer | None:
+    """Return the quantizer of an input with these trailing dimensions; a learned scale is still to be calibrated."""
+    return None if spec is None else build_quantizer(spec, Target(shape, like))
 
 
 def _quantize(quantizer: nn.Module | None, x: Tensor) -> Tensor:
@@ -40,19 +55,27 @@ class _QuantizedLayer(nn.Module):
     weight_quantizer: FakeQuantizer | None
     input_quantizer: FakeQuantizer | None
 
-    def _set_quantizers(self, weight: QuantizerSpec | None, input: QuantizerSpec | None) -> None:
-        self.weight_quantizer = _quantizer(weight)
-        self.input_quantizer = _quantizer(input)
+    def weight_sites(self, name: str) -> Iterator[WeightSite]:
+        """Yield the weight, if it is quantized."""
+        if self.weight_quantizer is not None:
+            yield WeightSite(name, self.weight, self.weight_quantizer)  # type: ignore[arg-type]
 
 
 class QuantLinear(_QuantizedLayer, nn.Linear):
     """Linear layer with fake-quantized weight and input; the bias stays full precision."""
 
     @classmethod
-    def from_float(cls, source: nn.Linear, weight: QuantizerSpec | None, input: QuantizerSpec | None) -> Self:
-        """Adopt the Parameters of `source`."""
+    def from_float(
+        cls,
+        source: nn.Linear,
+        weight: QuantizerSpec | None,
+        input: QuantizerSpec | None,
+        heads: tuple[int, int] | None = None,
+    ) -> Self:
+        """Adopt the Parameters of `source`; `heads`, see `Target`, is for scales per attention head."""
         layer = cls(source.in_features, source.out_features, bias=source.bias is not None, device="meta")
-        layer._set_quantizers(weight, input)
+        layer.weight_quantizer = weight_quantizer(weight, source.weight, heads)
+        layer.input_quantizer = input_quantizer(input, (source.in_features,), source.weight)
         return _adopt(layer, source)
 
     def forward(self, x_BLE: Tensor) -> Tensor:
@@ -80,6 +103,8 @@ class QuantEmbedding(_QuantizedLayer, nn.Embedding):
             raise ValueError("an embedding has no float input: remove `input` from the rule that matches it")
         if source.max_norm is not None:
             raise ValueError("an embedding with max_norm cannot be quantized: it renormalises its own weight")
+        if source.sparse and weight is not None:
+            raise ValueError("an embedding with sparse gradients cannot be quantized: build it with sparse=False")
         layer = cls(
             source.num_embeddings,
             source.embedding_dim,
@@ -88,21 +113,17 @@ class QuantEmbedding(_QuantizedLayer, nn.Embedding):
             sparse=source.sparse,
             device="meta",
         )
-        layer._set_quantizers(weight, None)
-        if weight is not None and weight.granularity == "row":
-            # A looked-up row is one vector of the last dimension.
-            layer.row_quantizer = FakeQuantizer(QuantizerSpec(**{**vars(weight), "granularity": "token"}))
-        else:
-            layer.row_quantizer = None
+        layer.weight_quantizer = weight_quantizer(weight, source.weight)
+        layer.input_quantizer = None
         return _adopt(layer, source)
-
-    row_quantizer: FakeQuantizer | None
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Return the quantized rows, shape BLE."""
-        if self.row_quantizer is not None:
-            return _quantize(self.row_quantizer, self._look_up(ids_BL, self.weight))
-        return self._look_up(ids_BL, _quantize(self.weight_quantizer, self.weight))
+        if self.weight_quantizer is None:
+            return self._look_up(ids_BL, self.weight)
+        quantizer = self.weight_quantizer
+        rows = None if quantizer.mixes_rows else quantizer.quantize_rows(ids_BL, self.weight, self._look_up)
+        return self._look_up(ids_BL, quantizer(self.weight)) if rows is None else rows
 
     def _look_up(self, ids_BL: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(
@@ -128,7 +149,8 @@ class QuantConv2d(_QuantizedLayer, nn.Conv2d):
             padding_mode=source.padding_mode,
             device="meta",
         )
-        layer._set_quantizers(weight, input)
+        layer.weight_quantizer = weight_quantizer(weight, source.weight)
+        layer.input_quantizer = input_quantizer(input, (source.in_channels, 1, 1), source.weight)
         return _adopt(layer, source)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,9 +169,14 @@ class QuantFusedLinear(nn.Linear):
 
     @classmethod
     def from_float(
-        cls, source: nn.Linear, specs: Mapping[str, tuple[QuantizerSpec | None, QuantizerSpec | None]]
+        cls,
+        source: nn.Linear,
+        specs: Mapping[str, tuple[QuantizerSpec | None, QuantizerSpec | None]],
+        heads: tuple[int, int] | None = None,
     ) -> Self:
         """Adopt the Parameters of `source`; `specs` maps each block, in row order, to (weight, input) settings.
+
+        `heads`, see `Target`, is that of one block.
 
         Raises:
             ValueError: the rows cannot be divided evenly into the blocks.
@@ -160,9 +187,18 @@ class QuantFusedLinear(nn.Linear):
         layer.blocks = tuple(specs)
         rows = source.out_features // len(specs)
         layer._bounds = tuple(pairwise(range(0, source.out_features + 1, rows)))
-        layer.weight_quantizers = _quantizer_dict({name: spec for name, (spec, _) in specs.items()})
-        layer.input_quantizers = _quantizer_dict({name: spec for name, (_, spec) in specs.items()})
-        layer._one_input = len({spec for _, spec in specs.values()}) == 1
+        layer.weight_quantizers = nn.ModuleDict()
+        layer.input_quantizers = nn.ModuleDict()
+        for (name, (weight, given)), (start, stop) in zip(specs.items(), layer._bounds, strict=True):
+            for modules, quantizer in (
+                (layer.weight_quantizers, weight_quantizer(weight, source.weight[start:stop], heads)),
+                (layer.input_quantizers, input_quantizer(given, (source.in_features,), source.weight)),
+            ):
+                if quantizer is not None:
+                    modules[name] = quantizer
+        inputs = {spec for _, spec in specs.values()}
+        # One quantization serves all blocks if they agree on it and learn nothing of their own.
+        layer._one_input = len(inputs) == 1 and not list(layer.input_quantizers.buffers())
         return _adopt(layer, source)
 
     blocks: tuple[str, ...]
@@ -185,13 +221,16 @@ class QuantFusedLinear(nn.Linear):
             outputs.append(F.linear(_quantize(self._get(self.input_quantizers, name), x), weight, bias))
         return torch.cat(outputs, dim=-1)
 
+    def weight_sites(self, name: str) -> Iterator[WeightSite]:
+        """Yield the quantized blocks."""
+        weight: Any = self.weight
+        for block, bounds in zip(self.blocks, self._bounds, strict=True):
+            if block in self.weight_quantizers:
+                yield WeightSite(f"{name}.{block}", weight, self._get(self.weight_quantizers, block), slice(*bounds))
+
     def _weight(self, name: str, bounds: tuple[int, int]) -> Tensor:
         return _quantize(self._get(self.weight_quantizers, name), self.weight[bounds[0] : bounds[1]])
 
     @staticmethod
     def _get(quantizers: nn.ModuleDict, name: str) -> Any:
         return quantizers[name] if name in quantizers else None  # noqa: SIM401  (ModuleDict has no get)
-
-
-def _quantizer_dict(specs: Mapping[str, QuantizerSpec | None]) -> nn.ModuleDict:
-    return nn.ModuleDict({name: FakeQuantizer(spec) for name, spec in specs.items() if spec is not None})

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, TypeVar
+from enum import Enum
+from typing import Any, Literal, TypeVar
 
 from lowbit.config import schema
 from lowbit.config.budget import stage_steps
 from lowbit.losses import LossTerm
 from lowbit.modeling import Intervention, Rule
-from lowbit.quantizers import QuantizerSpec
-from lowbit.recipes.stage import InterventionSchedule, Optimizer, Recipe, Scheduler, Stage
+from lowbit.quantizers import (
+    EWGS,
+    STE,
+    Cage,
+    ClippedSTE,
+    Correction,
+    Dampening,
+    Estimator,
+    Freezing,
+    QuantizerSpec,
+    StableQAT,
+    ValueClippedSTE,
+)
+from lowbit.recipes.stage import InterventionSchedule, Optimizer, Oscillation, Recipe, Scheduler, Stage
 
 T = TypeVar("T")
 
@@ -22,7 +35,7 @@ def build_recipe(config: schema.Config, steps_per_epoch: int) -> Recipe:
         ValueError: a budget that does not work out, or settings that a slot refuses.
     """
     steps = stage_steps(config.method.stages, config.budget, steps_per_epoch)
-    rules = build_rules(config.quantizer)
+    rules = build_rules(config.quantizer, config.estimator)
     stages: list[Stage] = []
     for name, stage in config.method.stages.items():
         losses = stage.losses or config.method.losses
@@ -38,6 +51,9 @@ def build_recipe(config: schema.Config, steps_per_epoch: int) -> Recipe:
                 intervention=None if stage.intervention is None else build_intervention(stage.intervention),
                 optimizer=build_optimizer_settings(merged(config.optimizer, stage.optimizer)),
                 scheduler=build_scheduler_settings(merged(config.scheduler, stage.scheduler)),
+                correction=build_correction(config.correction) if stage.quantize else None,
+                oscillation=build_oscillation(config.oscillation) if stage.quantize else None,
+                calibration_batches=config.quantizer.calibration_batches,
                 layer_map=None if config.method.layer_map is None else tuple(config.method.layer_map),
             )
         )
@@ -61,14 +77,15 @@ def build_teacher_stage(config: schema.TeacherConfig, steps_per_epoch: int) -> S
     )
 
 
-def build_rules(config: schema.QuantizerConfig) -> tuple[Rule, ...]:
-    """Translate the ordered rule list."""
+def build_rules(config: schema.QuantizerConfig, estimators: schema.EstimatorsConfig) -> tuple[Rule, ...]:
+    """Translate the ordered rule list, every quantizer under its gradient estimator."""
+    weight, activation = build_estimator(estimators.weight), build_estimator(estimators.activation)
     return tuple(
         Rule(
             match=tuple(rule.match),
-            weight=_setting(rule.weight),
-            input=_setting(rule.input),
-            bmm=_setting(rule.bmm),
+            weight=_setting(rule.weight, weight),
+            input=_setting(rule.input, activation),
+            bmm=_setting(rule.bmm, activation),
             operands=tuple(rule.operands),
             required=rule.required,
         )
@@ -122,9 +139,44 @@ def merged(base: T, changes: object) -> T:
     return replace(base, **{k: v for k, v in vars(changes).items() if v is not None})  # type: ignore[type-var]
 
 
-def _setting(config: schema.FakeQuantConfig | None) -> QuantizerSpec | Literal["off"] | None:
+def build_estimator(config: schema.EstimatorConfig) -> Estimator | None:
+    """Translate a gradient estimator; None for the published one of each quantizer."""
+    kinds = schema.EstimatorKind
+    if config.kind is kinds.ewgs:
+        return EWGS(config.delta)
+    if config.kind is kinds.stable_qat:
+        return StableQAT(config.amplitude, config.terms, tuple(config.amplitudes))
+    if config.kind is kinds.value_clipped_ste:
+        return ValueClippedSTE(config.bound)
+    plain = {kinds.ste: STE(), kinds.clipped_ste: ClippedSTE()}
+    return plain.get(config.kind)
+
+
+def build_correction(config: schema.CorrectionConfig) -> Correction | None:
+    """Translate the pull of latent weights towards their grid."""
+    if config.kind is schema.CorrectionKind.cage:
+        return Cage(config.strength, config.silence, config.schedule.name, config.coupled)  # type: ignore[arg-type]
+    if config.kind is schema.CorrectionKind.dampening:
+        return Dampening(config.strength, config.start, config.aggregation.name)  # type: ignore[arg-type]
+    return None
+
+
+def build_oscillation(config: schema.OscillationConfig) -> Oscillation | None:
+    """Translate what is watched, and frozen, of the weights' codes."""
+    if not config.track and not config.freeze:
+        return None
+    freezing = Freezing(config.freeze_from, config.freeze_to, config.freeze_start) if config.freeze else None
+    return Oscillation(config.momentum, config.threshold, freezing)
+
+
+def _setting(
+    config: schema.FakeQuantConfig | None, estimator: Estimator | None
+) -> QuantizerSpec | Literal["off"] | None:
     if config is None:
         return None
     if config.kind is schema.QuantizerKind.none:
         return "off"
-    return QuantizerSpec(config.kind.name, config.bits, config.granularity.name, config.threshold, config.clip)
+    settings: dict[str, Any] = {
+        name: value.name if isinstance(value, Enum) else value for name, value in vars(config).items()
+    }
+    return QuantizerSpec(**settings, estimator=estimator)

@@ -8,6 +8,7 @@ import numpy as np
 
 from lowbit.losses import LossTerm
 from lowbit.modeling import Intervention, Rule
+from lowbit.quantizers import Correction, Freezing
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,15 @@ class InterventionSchedule:
 
 
 @dataclass(frozen=True)
+class Oscillation:
+    """What is watched of the weights' codes: see `lowbit.quantizers.OscillationTracker`; `freezing` holds weights."""
+
+    momentum: float
+    threshold: float
+    freezing: Freezing | None
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage of a recipe.
 
@@ -77,6 +87,9 @@ class Stage:
         losses: terms by name.
         intervention: schedule, or None.
         optimizer, scheduler: fresh in every stage.
+        correction: pull of the latent weights towards their grid, or None.
+        oscillation: tracking and freezing of oscillating weights, or None.
+        calibration_batches: training batches from which scales start that depend on data.
         layer_map: the teacher layer that each student layer is compared with; None for one to one.
     """
 
@@ -90,6 +103,9 @@ class Stage:
     intervention: InterventionSchedule | None
     optimizer: Optimizer
     scheduler: Scheduler
+    correction: Correction | None = None
+    oscillation: Oscillation | None = None
+    calibration_batches: int = 1
     layer_map: tuple[int, ...] | None = None
 
     @property

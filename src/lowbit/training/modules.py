@@ -13,6 +13,7 @@ from lowbit.modeling import Instrument, Plan, Trace
 from lowbit.recipes import Stage
 from lowbit.training.guards import check_finite
 from lowbit.training.optimizers import build_optimizer
+from lowbit.training.quantization import QuantizationSteps
 from lowbit.training.randomness import seed_step
 from lowbit.training.schedules import build_schedule
 
@@ -32,8 +33,10 @@ class FinetuneModule(L.LightningModule):
     def __init__(self, student: Instrument, stage: Stage, metric: tuple[str, Metric], seed: int) -> None:
         super().__init__()
         self.student = student.model
-        self._instrument = student
+        self.instrument = student
         self.stage = stage
+        self.quantization = QuantizationSteps(student.model, stage)
+        self.oscillation = self.quantization.tracker  # here for its buffers to be in checkpoints
         self.metric_name = metric[0]
         self.metrics = nn.ModuleDict({view: metric[1].clone() for view in self.views})
         self.seed = seed
@@ -71,6 +74,7 @@ class FinetuneModule(L.LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in logged.items()})
         self.log("train/lr", self.learning_rate())
+        self.log_dict(self.quantization.logged())
         self.log("step", float(self.stage.first_step + self.global_step))  # loggers count steps of the recipe
         return {"loss": total, "terms": logged}
 
@@ -81,6 +85,20 @@ class FinetuneModule(L.LightningModule):
         weighted = [self.stage.losses[name].weight_at(step, self.stage.steps) * term for name, term in terms.items()]
         return sum(weighted[1:], weighted[0]), terms
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Show the quantizers the optimizer's state."""
+        self.quantization.begin(self.global_step, self.optimizers(use_pl_optimizer=False))
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Let coupled corrections change the gradients."""
+        self.quantization.before_update(self.global_step)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights, then correct them and keep the ranges of the step."""
+        step, lr = self.global_step, self.learning_rate()
+        super().optimizer_step(*args, **kwargs)
+        self.quantization.after_update(step, lr)
+
     def learning_rate(self) -> float:
         """Return the learning rate of the coming update."""
         schedule = build_schedule(self.stage.scheduler, self.stage.steps)
@@ -88,11 +106,11 @@ class FinetuneModule(L.LightningModule):
 
     def traces(self, batch: Batch, step: int) -> tuple[Trace, Trace | None]:
         """Run the forward passes of one training step."""
-        return self._instrument.run(batch, self.stage.fields), None
+        return self.instrument.run(batch, self.stage.fields), None
 
     def evaluate(self, batch: Batch, view: str) -> Tensor:
         """Return logits, BC, of the student seen through `view`."""
-        return self._instrument.run(batch).logits
+        return self.instrument.run(batch).logits
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the metric of every view."""
@@ -159,16 +177,16 @@ class DistillationModule(FinetuneModule):
         sites = frozenset() if intervention is None else intervention.sites
         teacher = self._teach(batch, self.stage.fields | sites)
         plan = None if intervention is None else Plan(intervention, teacher)
-        return self._instrument.run(batch, self.stage.fields, plan), teacher
+        return self.instrument.run(batch, self.stage.fields, plan), teacher
 
     def evaluate(self, batch: Batch, view: str) -> Tensor:
         """Return logits of the plain student, or of the student under the last step's intervention."""
         if view == "plain":
-            return self._instrument.run(batch).logits
+            return self.instrument.run(batch).logits
         intervention = self.stage.intervention_at(self.last_step, self.seed)
         assert intervention is not None
         plan = Plan(intervention, self._teach(batch, intervention.sites))
-        return self._instrument.run(batch, plan=plan).logits
+        return self.instrument.run(batch, plan=plan).logits
 
     def _teach(self, batch: Batch, fields: frozenset[str]) -> Trace:
         with torch.no_grad():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from lowbit.quantizers import quantizers_of
 from lowbit.recipes import Optimizer as OptimizerSettings
 from lowbit.training.schedules import Schedule
 
@@ -101,14 +102,16 @@ class BertAdam(Optimizer):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into decayed ones and, with fewer than two dimensions, undecayed ones.
+    """Split trainable parameters into decayed ones and undecayed ones.
 
-    For BERT these are the published exceptions: biases and LayerNorm.
+    Undecayed are those of fewer than two dimensions, for BERT the published exceptions (biases and LayerNorm), and
+    whatever quantizers learn.
     """
+    learned = {id(p) for quantizer in quantizers_of(model).values() for p in quantizer.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim >= 2 and id(p) not in learned], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2 or id(p) in learned], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

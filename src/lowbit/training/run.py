@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from lowbit.config import identity
 from lowbit.config.schema import Config
 from lowbit.data import StepDataModule
-from lowbit.modeling import prepare
+from lowbit.modeling import Rule, prepare
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import Stage, build_recipe
 from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_json, read_run, write_json, write_text
@@ -32,6 +32,7 @@ from lowbit.training.stage_runner import (
     StageRecord,
     finished_stage,
     fit_stage,
+    load_quantizer_state,
     load_weights,
     test,
 )
@@ -108,13 +109,14 @@ def _execute(job: Job) -> dict[str, Any]:
         teacher = obtain_teacher(config, identity.teacher_id(job.cfg), make_datamodule(config, config.teacher.seed))
     resolved = identity.resolved(job.cfg)
     loggers = build_loggers(config, job.run_id, job.folder, resolved)
-    student: nn.Module | None = None
+    student: Student | None = None
     records: list[StageRecord] = []
     for stage in recipe.stages:
         student, record = _run_stage(job, stage, student, teacher, data, loggers)
         records.append(record)
     assert student is not None
-    instrument = prepare(student, recipe.stages[-1].rules)
+    instrument = prepare(student.model, recipe.stages[-1].rules)
+    instrument.load_quantizer_state(student.quantizers)
     module = FinetuneModule(instrument, recipe.stages[-1], make_metric(data.info), config.seed)
     tested = test(module, data, config.trainer)
     size = model_size(instrument)
@@ -146,23 +148,34 @@ def _execute(job: Job) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True)
+class Student:
+    """A student between stages: the plain model, and what its quantizers learned under the stage's rules."""
+
+    model: nn.Module
+    quantizers: dict[str, Tensor]
+    rules: tuple[Rule, ...]
+
+
 def _run_stage(
     job: Job,
     stage: Stage,
-    previous: nn.Module | None,
+    previous: Student | None,
     teacher: Teacher | None,
     data: StepDataModule,
     loggers: list[Any],
-) -> tuple[nn.Module, StageRecord]:
-    """Return the plain student after the stage, trained now or before, and the stage's record."""
+) -> tuple[Student, StageRecord]:
+    """Return the student after the stage, trained now or before, and the stage's record."""
     folder = job.folder / "stages" / stage.name
     student = _initial_student(job.config, stage, previous, teacher, data)
     record = finished_stage(folder)
     if record is not None:
         load_weights(student, folder / WEIGHTS)
         print(f"  stage {stage.name}: finished before", flush=True)
-        return student, record
+        return Student(student, load_quantizer_state(folder), stage.rules), record
     instrument = make_instrument(student, stage.rules)
+    if stage.student == "previous" and previous is not None and previous.rules == stage.rules:
+        instrument.load_quantizer_state(previous.quantizers)  # the same quantizers go on
     print(f"  stage {stage.name}: {stage.steps} steps", flush=True)
     for line in instrument.resolved.report:
         print(f"    {line}", flush=True)
@@ -178,15 +191,16 @@ def _run_stage(
     if supervisor is not None:
         supervisor.restore()
     print("  " + ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items()), flush=True)
-    return instrument.restore(), record
+    learned = {key: value.detach().clone() for key, value in instrument.quantizer_state().items()}
+    return Student(instrument.restore(), learned, stage.rules), record
 
 
 def _initial_student(
-    config: Config, stage: Stage, previous: nn.Module | None, teacher: Teacher | None, data: StepDataModule
+    config: Config, stage: Stage, previous: Student | None, teacher: Teacher | None, data: StepDataModule
 ) -> nn.Module:
     if stage.student == "previous":
         assert previous is not None
-        return previous
+        return previous.model
     if stage.student == "teacher":
         assert teacher is not None
         return copy.deepcopy(teacher.model).requires_grad_(True)

@@ -12,17 +12,20 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lowbit.config.schema import TrainerConfig
 from lowbit.data import StepDataModule
+from lowbit.modeling import Instrument
 from lowbit.results import read_json, write_json
 from lowbit.training.callbacks import StepTimer, progress
 from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint, step_of
 from lowbit.training.loggers import MetricsFile
 from lowbit.training.modules import FinetuneModule
+from lowbit.training.quantization import calibrate_student
 
 WEIGHTS = "model.safetensors"
+QUANTIZERS = "quantizers.safetensors"
 RECORD = "stage.json"
 
 # What a run prints is ours; Lightning's advice about hardware and add-ons is not repeated for every stage.
@@ -50,12 +53,20 @@ class StageRecord:
         return dict(vars(self))
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the model's state dict as safetensors, atomically."""
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
     temporary.replace(path)
+
+
+def save_student(student: Instrument, folder: Path) -> None:
+    """Write the latent weights, under the plain model's keys, and beside them what the quantizers learned."""
+    learned = student.quantizer_state()
+    if learned:
+        save_tensors(learned, folder / QUANTIZERS)
+    save_tensors({k: v for k, v in student.model.state_dict().items() if k not in learned}, folder / WEIGHTS)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -69,6 +80,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"{path} does not hold weights of this {type(model).__name__}: {first}") from error
+
+
+def load_quantizer_state(folder: Path) -> dict[str, Tensor]:
+    """Return what the quantizers of a finished stage learned; empty if they learn nothing."""
+    path = folder / QUANTIZERS
+    return load_file(path) if path.exists() else {}
 
 
 def finished_stage(folder: Path) -> StageRecord | None:
@@ -114,6 +131,8 @@ def fit_stage(
     trainer = build_trainer(config, stage.steps, callbacks, loggers)
     checkpoint = folder / CHECKPOINT
     resumed = step_of(checkpoint)
+    if not resumed:
+        calibrate_student(module.instrument, data, stage)
     for logger in loggers:
         if isinstance(logger, MetricsFile):
             logger.start_stage(stage.name, stage.first_step + resumed)
@@ -126,7 +145,7 @@ def fit_stage(
             raise KeyboardInterrupt from exit_
         raise
     metrics = evaluate(trainer, module, data, "validate")
-    save_weights(module.student, folder / WEIGHTS)
+    save_student(module.instrument, folder)
     record = StageRecord(stage.name, stage.steps, timer.seconds, metrics)
     write_json(folder / RECORD, record.as_dict())
     checkpoint.unlink(missing_ok=True)

@@ -1,0 +1,375 @@
+"""Quantizers with numbers of their own: learned step sizes, learned clips, running ranges, curvature.
+
+Their state-dict keys: `step_size`, `offset`, `shift` (learned), `low`, `high` (pact: learned; static: kept),
+`second_moment` (LAT), and `initialized`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.quantizers.estimators import ClippedSTE, Estimator
+from lowbit.quantizers.fake_quantizer import FakeQuantizer, LookUp, StatefulQuantizer, Target, number_like
+from lowbit.quantizers.functional import pact
+from lowbit.quantizers.functional.core import Formula, fake_quantize
+from lowbit.quantizers.functional.dynamic import minimum_and_maximum
+from lowbit.quantizers.functional.initial import STEPS, levels, mean_step
+from lowbit.quantizers.functional.learned import Learned, Lsq, Seq
+from lowbit.quantizers.functional.loss_aware import Lat
+from lowbit.quantizers.functional.ranges import Pact
+from lowbit.quantizers.grid import Grid, reduction_dims
+from lowbit.quantizers.spec import QuantizerSpec
+
+
+class LearnedQuantizer(StatefulQuantizer):
+    """LSQ, LSQ+, SEQ and elastic quantizers: a learned step size per group, with optional offset and shift."""
+
+    step_size: nn.Parameter
+    offset: nn.Parameter | None
+    shift: nn.Parameter | None
+
+    def __init__(self, spec: QuantizerSpec, target: Target) -> None:
+        super().__init__(spec, target)
+        count, like = self._group_count(), number_like(target)
+        self.step_size = nn.Parameter(torch.ones(count, **like))
+        self.register_parameter("offset", nn.Parameter(torch.zeros(count, **like)) if spec.offset else None)
+        if spec.shift and not target.shape:
+            raise ValueError(f"quantizer {spec}: `shift` needs a fixed number of features, which this input has not")
+        shift = nn.Parameter(torch.zeros(math.prod(target.shape), **like)) if spec.shift else None
+        self.register_parameter("shift", shift)
+        self._batches = 0
+
+    def _group_count(self) -> int:
+        granularity, shape = self.spec.granularity, self.target.shape
+        if granularity == "tensor" or (self.target.weight and granularity == "row"):
+            return self.groups
+        if not self.target.weight and granularity == "head" and len(shape) == 3:
+            return shape[0]
+        raise ValueError(
+            f"quantizer {self.spec}: a learned scale needs a fixed number of groups; allowed are tensor, row and head "
+            "for weights, tensor for inputs, and head for the operands of attention products"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return shift + x on the grid; while observing, set the scale from x first."""
+        x = self._shifted(x)
+        if self.observing:
+            self.observe(self.heads_first(x))
+        else:
+            self.require_ready()
+        return super().forward(x)
+
+    def put_on_grid(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Shift, then round."""
+        return super().put_on_grid(self._shifted(x))
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        return x if self.shift is None else x + self.shift.reshape(self.target.shape).to(x.dtype)
+
+    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
+        """Look the rows' scales up as well; `l1` multiplies by a norm of the whole table."""
+        if self.spec.granularity != "row" or self.spec.noise_rate is not None or self.spec.grad_scale == "l1":
+            return None
+        if self.observing:
+            return None
+        self.require_ready()
+        scale = look_up(ids, self.step_size.unsqueeze(1))
+        offset = None if self.offset is None else look_up(ids, self.offset.unsqueeze(1))
+        return fake_quantize(look_up(ids, table), self._counted(table.numel()), self.spec.estimator, scale, offset)
+
+    def _counted(self, elements: int) -> Formula:
+        spec = self.spec
+        if spec.kind == "seq":
+            return Seq(spec.bits or 0, count=elements)
+        assert spec.bits is not None
+        return Lsq(int(spec.bits), spec.get("signed"), spec.get("grad_scale"), count=elements)
+
+    def scale_and_offset(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return step size and offset, one per row, per head or for all."""
+        return self._spread(self.step_size, x), None if self.offset is None else self._spread(self.offset, x)
+
+    def _spread(self, numbers: Tensor, x: Tensor) -> Tensor:
+        if numbers.numel() == 1:
+            return numbers.reshape([1] * x.ndim)
+        if self.target.weight:
+            return numbers.reshape(-1, *[1] * (x.ndim - 1))
+        return numbers.reshape(-1, 1, 1)
+
+    def noise_bounds(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the ends of the grid."""
+        formula, (scale, offset) = self.formula(x), self.scale_and_offset(x)
+        assert isinstance(formula, Learned)
+        assert scale is not None
+        low, high = formula.ends(scale.detach())
+        zero = 0.0 if offset is None else offset.detach()
+        return low + zero, high + zero
+
+    def initialize(self, weight: Tensor) -> None:
+        """Set the scale from the weight itself."""
+        if not weight.is_meta:
+            self.observe(self.heads_first(weight.detach()))
+            self.mark_ready()
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Set the scale from a batch; over several, to the mean of theirs."""
+        share = 1 / (self._batches + 1)
+        for numbers, initial in zip((self.step_size, self.offset), self._initial(self._grouped(x)), strict=True):
+            if numbers is not None:
+                numbers.copy_(torch.lerp(numbers, initial.to(numbers), share) if self._batches else initial)
+        self._batches += 1
+
+    @property
+    def has_observed(self) -> bool:
+        """Whether calibration has shown it an input."""
+        return self._batches > 0
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        x = x.detach() if x.dtype is torch.float64 else x.detach().float()
+        if self.step_size.numel() == 1:
+            return x.reshape(1, -1)
+        first = x if self.target.weight else x.transpose(0, 1)
+        return first.reshape(self.step_size.numel(), -1)
+
+    def _initial(self, x_GN: Tensor) -> tuple[Tensor, Tensor]:
+        spec = self.spec
+        assert spec.bits is not None
+        rule, zero = spec.get("init"), torch.zeros_like(x_GN[:, 0])
+        if spec.kind == "seq":
+            step = x_GN.abs().amax(1) if rule == "max" else x_GN.abs().mean(1)
+        elif spec.kind == "elastic":
+            step = self._elastic_step(x_GN, rule)
+        else:
+            low, high = levels(spec.bits, spec.get("signed"))
+            if self.offset is not None and rule == "mse":
+                zero = x_GN.amin(1)
+            step = STEPS[rule](x_GN - zero.unsqueeze(1), low, high)
+        return torch.where(step > 0, step, 1.0), zero
+
+    def _elastic_step(self, x_GN: Tensor, rule: str) -> Tensor:
+        signed = self.spec.get("signed")
+        low, high = levels(self.spec.bits or 1, signed)
+        if rule == "mean":
+            return mean_step(x_GN, low, high) * (1 if signed else 2)
+        if signed:
+            return x_GN.abs().mean(1)
+        upper = x_GN >= 0.5
+        return (x_GN * upper).sum(1) / upper.sum(1).clamp(min=1)
+
+
+class PactQuantizer(StatefulQuantizer):
+    """Learned clip values over a dynamic grid; they start at plus and minus `clip`."""
+
+    def __init__(self, spec: QuantizerSpec, target: Target) -> None:
+        super().__init__(spec, target)
+        like, clip = number_like(target), spec.get("clip")
+        self.low = nn.Parameter(torch.full((1,), -clip, **like))
+        self.high = nn.Parameter(torch.full((1,), clip, **like))
+        self.mark_ready()
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Clip and round."""
+        bits = int(self.spec.bits or 0)
+        symmetric, low, high = self.spec.get("symmetric"), self.low_of(x), self.high_of(x)
+        return pact(x, low, high, bits=bits, granularity=self.spec.granularity, symmetric=symmetric)
+
+    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
+        """Take the whole table: clipped entries of all rows move the clip values."""
+        return None
+
+    def put_on_grid(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Clip, and take the grid of the clipped tensor."""
+        formula = Pact(int(self.spec.bits or 0), self.spec.get("symmetric"))
+        return formula.clipped(x, self.low_of(x), self.high_of(x), reduction_dims(x, self.spec.granularity))
+
+    def noise_bounds(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the clip values; through them unselected weights move them too."""
+        return self.low_of(x), self.high_of(x)
+
+    def low_of(self, x: Tensor) -> Tensor:
+        """Return the lower clip value."""
+        return self.low.reshape([1] * x.ndim)
+
+    def high_of(self, x: Tensor) -> Tensor:
+        """Return the upper clip value."""
+        return self.high.reshape([1] * x.ndim)
+
+
+class StaticQuantizer(StatefulQuantizer):
+    """A range kept between steps: the running average of the minima and maxima seen in training.
+
+    A training forward quantizes with the average that includes its own batch, and leaves it in `pending`; `end_step`
+    makes it the kept one. So a forward is a function of the step, and running it twice (gradient checkpointing) or
+    resuming changes nothing.
+    """
+
+    def __init__(self, spec: QuantizerSpec, target: Target) -> None:
+        super().__init__(spec, target)
+        rows = self.spec.granularity == "row"
+        if self.spec.granularity not in ("tensor", "row") or (rows and not target.weight):
+            raise ValueError(f"quantizer {spec}: a kept range is per tensor, or per row of a weight")
+        count, like = self.groups, number_like(target)
+        for name in ("low", "high"):
+            self.register_buffer(name, torch.zeros(count, **like))
+            self.register_buffer(f"pending_{name}", torch.zeros(count, **like), persistent=False)
+        self._has_pending = False
+
+    looks: bool = True
+    """Whether the coming training step looks at the range; set by `begin_step`."""
+    low: Tensor
+    high: Tensor
+    pending_low: Tensor
+    pending_high: Tensor
+
+    @property
+    def stored_numbers(self) -> int:
+        """The two ends of the range."""
+        return self.low.numel() + self.high.numel()
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Update the range if it is time, and round to it."""
+        if not self.observing:
+            self.require_ready()
+        if self.observing or (self.training and self.looks):
+            self._look(x)
+        return super().quantize(x)
+
+    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
+        """Take the whole table: its range is that of all its entries."""
+        return None
+
+    @torch.no_grad()
+    def _look(self, x: Tensor) -> None:
+        low, high = minimum_and_maximum(x.detach().to(self.low.dtype), reduction_dims(x, self.spec.granularity))
+        low, high = low.reshape(-1), high.reshape(-1)
+        if self._ready:  # a weight is known exactly at any step: its range is replaced, not averaged
+            share = 1.0 if self.target.weight else 1 - self.spec.get("momentum")
+            low, high = self.low.lerp(low, share), self.high.lerp(high, share)
+        elif self._has_pending:  # a further batch of the calibration
+            low, high = torch.minimum(low, self.pending_low), torch.maximum(high, self.pending_high)
+        # New tensors, not new contents: the backward of an earlier call in this step still reads the old ones.
+        self.pending_low, self.pending_high = low, high
+        self._has_pending = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._has_pending = False
+
+    @property
+    def has_observed(self) -> bool:
+        """Whether calibration has shown it an input."""
+        return self._has_pending
+
+    def finish_observing(self) -> None:
+        """Keep the range found."""
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Keep the range of this step."""
+        if self._has_pending:
+            self.low.copy_(self.pending_low)
+            self.high.copy_(self.pending_high)
+            self._has_pending = False
+            if not self._ready:
+                self.mark_ready()
+
+    def initialize(self, weight: Tensor) -> None:
+        """Take the range of the weight."""
+        if not weight.is_meta:
+            self._look(self.heads_first(weight.detach()))
+            self.end_step()
+
+    def scale_and_offset(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return low and high, which travel in these places."""
+        return self.low_of(x), self.high_of(x)
+
+    def noise_bounds(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the ends of the grid: those of the range, or of the symmetric range around it."""
+        low, high = self.low_of(x), self.high_of(x)
+        if not self.spec.get("symmetric"):
+            return low, high
+        limit = torch.maximum(low.abs(), high.abs())
+        return -limit, limit
+
+    def low_of(self, x: Tensor) -> Tensor:
+        """Return the lower end of the range."""
+        low = self.pending_low if self._has_pending else self.low
+        return low.reshape(-1, *[1] * (x.ndim - 1))
+
+    def high_of(self, x: Tensor) -> Tensor:
+        """Return the upper end of the range."""
+        high = self.pending_high if self._has_pending else self.high
+        return high.reshape(-1, *[1] * (x.ndim - 1))
+
+
+class LossAwareQuantizer(StatefulQuantizer):
+    """LAT: the optimizer's second moment of the weight is its curvature; TWN until there is one."""
+
+    second_moment: Tensor
+
+    def __init__(self, spec: QuantizerSpec, target: Target) -> None:
+        super().__init__(spec, target)
+        if spec.granularity not in ("tensor", "row", "head") or not target.weight:
+            raise ValueError(f"quantizer {spec}: loss-aware ternarization is for weights, per tensor, row or head")
+        self.register_buffer("second_moment", torch.zeros(target.shape, **number_like(target)))
+
+    def set_curvature(self, second_moment: Tensor) -> None:
+        """Take the optimizer's running average of squared gradients, of the weight's shape."""
+        self.second_moment.copy_(second_moment)
+        if not self._ready:
+            self.mark_ready()
+
+    @property
+    def _estimator(self) -> Estimator | None:
+        """The spec's; before there is curvature, the clipped one where TWN has no such estimator."""
+        chosen = self.spec.estimator
+        return ClippedSTE() if chosen is not None and chosen.uniform_only and not self._ready else chosen
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Ternarize by TWN's rule or, with curvature, by LAT's."""
+        return fake_quantize(x, self.formula(x), self._estimator, *self.scale_and_offset(x))
+
+    def formula(self, x: Tensor) -> Formula:
+        """Return TWN's formula until there is curvature."""
+        if self._ready:
+            return super().formula(x)
+        return QuantizerSpec("twn").formula(reduction_dims(x, self.spec.granularity))
+
+    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
+        """Look the rows' curvature up as well."""
+        if self.spec.granularity != "row" or self.spec.noise_rate is not None:
+            return None
+        rows, dims = look_up(ids, table), (ids.ndim,)
+        if not self._ready:
+            return fake_quantize(rows, QuantizerSpec("twn").formula(dims), self._estimator)
+        formula = Lat(dims, self.spec.get("variant"))
+        return fake_quantize(rows, formula, self.spec.estimator, look_up(ids, self.second_moment))
+
+    def scale_and_offset(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the curvature in the place of a scale."""
+        return (self.heads_first(self.second_moment) if self._ready else None), None
+
+
+def build_quantizer(spec: QuantizerSpec, target: Target = Target()) -> FakeQuantizer:  # noqa: B008  (frozen)
+    """Return the quantizer of a spec for a weight or an input.
+
+    Raises:
+        ValueError: the kind or its granularity makes no sense for the target.
+    """
+    from lowbit.quantizers.codebook import BlockNoiseQuantizer, CodebookQuantizer
+
+    stateful: dict[str, type[FakeQuantizer]] = {
+        "lsq": LearnedQuantizer,
+        "seq": LearnedQuantizer,
+        "elastic": LearnedQuantizer,
+        "pact": PactQuantizer,
+        "static": StaticQuantizer,
+        "lat": LossAwareQuantizer,
+        "block_noise": BlockNoiseQuantizer,
+        "ipq": CodebookQuantizer,
+    }
+    return stateful.get(spec.kind, FakeQuantizer)(spec, target)

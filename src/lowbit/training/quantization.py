@@ -1,0 +1,73 @@
+"""What quantizers need around a training step: curvature, ranges, corrections of latent weights, oscillation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowbit.data import StepDataModule
+from lowbit.modeling import Instrument
+from lowbit.quantizers import OscillationTracker, begin_step, calibrate, check_correctable, end_step, weight_sites
+from lowbit.recipes import Stage
+
+
+class QuantizationSteps:
+    """The hooks of one stage; does nothing for a stage without quantizers.
+
+    Args:
+        model: the prepared student.
+        stage: its correction and oscillation settings, and its length.
+    """
+
+    def __init__(self, model: nn.Module, stage: Stage) -> None:
+        self._model = model
+        self._stage = stage
+        self._sites = list(weight_sites(model)) if stage.rules else []
+        watched = stage.oscillation is not None and bool(self._sites)
+        if stage.correction is not None or watched:
+            check_correctable(self._sites)
+        self.tracker: OscillationTracker | None = None
+        if stage.oscillation is not None and watched:
+            self.tracker = OscillationTracker(self._sites, stage.oscillation.momentum, stage.oscillation.threshold)
+
+    def begin(self, step: int, optimizer: Any) -> None:
+        """Before the forward pass of a step of the stage."""
+        if self._sites or self._stage.rules:
+            begin_step(self._model, step, optimizer)
+
+    def before_update(self, step: int) -> None:
+        """After the backward pass: coupled corrections change gradients."""
+        if self._stage.correction is not None:
+            self._stage.correction.before_step(self._sites, step, self._stage.steps)
+
+    def after_update(self, step: int, lr: float) -> None:
+        """After the optimizer: decoupled corrections and freezing move weights, ranges are kept."""
+        if self._stage.correction is not None:
+            self._stage.correction.after_step(self._sites, step, self._stage.steps, lambda _: lr)
+        if self.tracker is not None:
+            self._watch(self.tracker, step)
+        if self._stage.rules:
+            end_step(self._model)
+
+    def logged(self) -> dict[str, Tensor]:
+        """Return what a training step logs."""
+        return {} if self.tracker is None else {"train/oscillation_percent": self.tracker.percentage()}
+
+    def _watch(self, tracker: OscillationTracker, step: int) -> None:
+        tracker.apply_frozen()
+        tracker.update()
+        assert self._stage.oscillation is not None
+        freezing = self._stage.oscillation.freezing
+        threshold = None if freezing is None else freezing.threshold_at(step, self._stage.steps)
+        if threshold is not None:
+            tracker.freeze(threshold)
+            tracker.apply_frozen()
+
+
+def calibrate_student(student: Instrument, data: StepDataModule, stage: Stage) -> None:
+    """Set the scales that start from data on the stage's first training batches; nothing to do if all are set."""
+    batches = data.training_batches(stage.first_step, stage.calibration_batches)
+    names = calibrate(student.model, batches, student.run)
+    if names:
+        print(f"  {len(names)} quantizers set on {stage.calibration_batches} training batch(es)", flush=True)

@@ -1,0 +1,155 @@
+"""The facts that validation reads are those of the quantizers: what it accepts builds, what it refuses does not."""
+
+import itertools
+
+import pytest
+import torch
+
+from lowbit.config import schema as S
+from lowbit.config.kinds import FACTS, GRIDLESS
+from lowbit.config.quantization import _fake_quant, quantization_problems
+from lowbit.quantizers import KINDS, QuantizerSpec, Target, build_quantizer
+from lowbit.recipes.builders import build_estimator
+
+KIND_NAMES = sorted(KINDS)
+# A value of each setting that a kind may take, valid for every kind that takes it.
+VALUES = {
+    "threshold": 0.7, "clip": 2.0, "center": True, "sign_of_zero": 0, "signed": True, "symmetric": False,
+    "offset": True, "shift": True, "subtract_minimum": False, "grad_scale": S.GradScale.lsq, "init": S.ScaleInit.mean,
+    "variant": S.LatVariant.exact, "momentum": 0.9, "refresh_every": 2, "block_size": 4, "centroids": 4,
+}  # fmt: skip
+WEIGHT = Target((8, 8), torch.randn(8, 8), weight=True, heads=(2, 0))
+INPUT = Target((8,), torch.randn(8, 8))
+OPERAND = Target((2, 1, 4), torch.randn(8, 8))
+
+
+def bits_for(kind: str) -> float | None:
+    facts = FACTS[S.QuantizerKind[kind]]
+    return None if facts.bits is None else 2.0
+
+
+def spec_of(config: S.FakeQuantConfig, estimator: S.EstimatorConfig | None = None) -> QuantizerSpec:
+    settings = {key: getattr(value, "name", value) for key, value in vars(config).items()}
+    return QuantizerSpec(**settings, estimator=None if estimator is None else build_estimator(estimator))
+
+
+def builds(config: S.FakeQuantConfig, *targets: Target) -> bool:
+    try:
+        for target in targets:
+            build_quantizer(spec_of(config), target)
+    except ValueError:
+        return False
+    return True
+
+
+def test_both_lists_name_the_same_kinds():
+    assert {kind.name for kind in FACTS} == set(KINDS)
+    assert {kind.name for kind in S.QuantizerKind} == {*KINDS, "none"}
+    assert set(VALUES) <= set(vars(S.FakeQuantConfig()))
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_a_kind_takes_the_settings_that_validation_allows_and_no_others(kind: str):
+    for name, value in VALUES.items():
+        config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), **{name: value})
+        slot = "weight" if FACTS[config.kind].weight else "input"
+        accepted = not list(_fake_quant("key", config, slot))
+        try:
+            spec_of(config)
+            built = True
+        except ValueError:
+            built = False
+        assert accepted == built, (name, list(_fake_quant("key", config, slot)))
+        assert accepted == (name in FACTS[config.kind].takes)
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+@pytest.mark.parametrize("bits", [None, 1.0, 1.58, 2.0, 2.5, 3.0, 4.0, 8.0, 16.0])
+def test_widths_agree(kind: str, bits: float | None):
+    config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits)
+    slot, target = ("weight", WEIGHT) if FACTS[config.kind].weight else ("input", INPUT)
+    accepted = not list(_fake_quant("key", config, slot))
+    if bits is not None and bits > 8 and kind in ("elastic", "statsq"):
+        assert not accepted  # narrower in validation: no published use
+    else:
+        assert accepted == builds(config, target)
+
+
+@pytest.mark.parametrize(("kind", "granularity"), list(itertools.product(KIND_NAMES, S.Granularity)))
+def test_granularities_that_validation_accepts_build(kind: str, granularity: S.Granularity):
+    config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), granularity=granularity)
+    facts = FACTS[config.kind]
+    assert (granularity in facts.weight) == (not list(_fake_quant("key", config, "weight")))
+    assert (granularity in facts.input) == (not list(_fake_quant("key", config, "input")))
+    if granularity in facts.weight:
+        assert builds(config, WEIGHT)
+    if granularity in facts.input:
+        assert builds(config, OPERAND)
+
+
+@pytest.mark.parametrize(("kind", "estimator"), list(itertools.product(KIND_NAMES, S.EstimatorKind)))
+def test_an_estimator_is_refused_at_composition_where_it_is_undefined(kind: str, estimator: S.EstimatorKind):
+    config = S.Config(quantizer=S.QuantizerConfig(name="x"), data=S.DataConfig(name="d", kind=S.DataKind.digits))
+    slot = "weight" if FACTS[S.QuantizerKind[kind]].weight else "activation"
+    spec = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind))
+    setattr(config.quantizer, slot, spec)
+    setattr(config.estimator, slot, S.EstimatorConfig(kind=estimator))
+    problems = list(quantization_problems(config))
+    try:
+        spec_of(spec, S.EstimatorConfig(kind=estimator))
+        defined = True
+    except ValueError:
+        defined = False
+    assert defined == (not problems), problems
+    assert all(f"estimator.{slot}.kind={estimator.name}" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_scalar_noise_agrees(kind: str):
+    config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), noise=S.NoiseUnit.row, noise_rate=0.5)
+    facts = FACTS[config.kind]
+    slot = "weight" if facts.weight else "input"
+    accepted = not list(_fake_quant("key", config, slot))
+    assert accepted == facts.noise
+    assert accepted == builds(config, WEIGHT if facts.weight else INPUT)
+
+
+def test_gridless_kinds_are_those_without_codes():
+    for kind in FACTS:
+        if FACTS[kind].weight:
+            config = S.FakeQuantConfig(kind=kind, bits=bits_for(kind.name), block_size=4 if kind in GRIDLESS else None)
+            quantizer = build_quantizer(spec_of(config), WEIGHT)
+            quantizer.initialize(torch.randn(8, 8))
+            if kind in GRIDLESS:
+                with pytest.raises(ValueError, match="grid"):
+                    quantizer.codes(torch.randn(8, 8))
+            else:
+                codes = quantizer.codes(torch.randn(8, 8))
+                assert torch.equal(codes, codes.round())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": S.CorrectionKind.cage, "strength": 1000.0}, ["correction.strength=1000.0", "below 1"]),
+        ({"kind": S.CorrectionKind.cage, "silence": 1.0}, ["correction.silence=1.0"]),
+        ({"kind": S.CorrectionKind.dampening, "strength": 0.0}, ["correction.strength=0.0", "greater than 0"]),
+    ],
+)
+def test_corrections_are_checked(changes: dict[str, object], words: list[str]):
+    quantizer = S.QuantizerConfig(name="x", weight=S.FakeQuantConfig(kind=S.QuantizerKind.twn))
+    config = S.Config(quantizer=quantizer, correction=S.CorrectionConfig(**changes))
+    (problem,) = quantization_problems(config)
+    assert all(word in problem for word in words)
+
+
+def test_a_correction_without_a_grid_is_refused():
+    for weight in (S.FakeQuantConfig(kind=S.QuantizerKind.ipq), S.FakeQuantConfig()):
+        config = S.Config(
+            quantizer=S.QuantizerConfig(name="x", weight=weight),
+            correction=S.CorrectionConfig(kind=S.CorrectionKind.dampening, strength=0.1),
+            oscillation=S.OscillationConfig(track=True),
+        )
+        problems = list(quantization_problems(config))
+        assert any(problem.startswith("correction.kind=dampening") for problem in problems)
+        assert any(problem.startswith("oscillation.track=true") for problem in problems)
