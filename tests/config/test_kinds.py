@@ -7,7 +7,9 @@ import torch
 
 from lowbit.config import schema as S
 from lowbit.config.kinds import FACTS, GRIDLESS
+from lowbit.config.problems import ConfigError
 from lowbit.config.quantization import _fake_quant, quantization_problems
+from lowbit.config.validate import load
 from lowbit.quantizers import KINDS, QuantizerSpec, Target, build_quantizer
 from lowbit.recipes.builders import build_estimator
 
@@ -20,6 +22,7 @@ VALUES = {
 }  # fmt: skip
 WEIGHT = Target((8, 8), torch.randn(8, 8), weight=True, heads=(2, 0))
 INPUT = Target((8,), torch.randn(8, 8))
+NO_STAGES = S.MethodConfig(name="m", stages={})
 OPERAND = Target((2, 1, 4), torch.randn(8, 8))
 
 
@@ -93,6 +96,8 @@ def test_an_estimator_is_refused_at_composition_where_it_is_undefined(kind: str,
     slot = "weight" if FACTS[S.QuantizerKind[kind]].weight else "activation"
     spec = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind))
     setattr(config.quantizer, slot, spec)
+    rule = {"weight": spec} if slot == "weight" else {"bmm": spec}
+    config.quantizer.rules = [S.RuleConfig(match=["attention" if slot == "activation" else "query"], **rule)]
     setattr(config.estimator, slot, S.EstimatorConfig(kind=estimator))
     problems = list(quantization_problems(config))
     try:
@@ -137,8 +142,9 @@ def test_gridless_kinds_are_those_without_codes():
     ],
 )
 def test_corrections_are_checked(changes: dict[str, object], words: list[str]):
-    quantizer = S.QuantizerConfig(name="x", weight=S.FakeQuantConfig(kind=S.QuantizerKind.twn))
-    config = S.Config(quantizer=quantizer, correction=S.CorrectionConfig(**changes))
+    twn = S.FakeQuantConfig(kind=S.QuantizerKind.twn)
+    quantizer = S.QuantizerConfig(name="x", weight=twn, rules=[S.RuleConfig(match=["query"], weight=twn)])
+    config = S.Config(quantizer=quantizer, method=NO_STAGES, correction=S.CorrectionConfig(**changes))
     (problem,) = quantization_problems(config)
     assert all(word in problem for word in words)
 
@@ -147,9 +153,42 @@ def test_a_correction_without_a_grid_is_refused():
     for weight in (S.FakeQuantConfig(kind=S.QuantizerKind.ipq), S.FakeQuantConfig()):
         config = S.Config(
             quantizer=S.QuantizerConfig(name="x", weight=weight),
+            method=NO_STAGES,
             correction=S.CorrectionConfig(kind=S.CorrectionKind.dampening, strength=0.1),
             oscillation=S.OscillationConfig(track=True),
         )
         problems = list(quantization_problems(config))
         assert any(problem.startswith("correction.kind=dampening") for problem in problems)
         assert any(problem.startswith("oscillation.track=true") for problem in problems)
+
+
+def test_an_override_that_no_rule_uses_is_reported():
+    overrides = ["quantizer=seq_w2", "quantizer.activation.kind=lsq", "quantizer.activation.bits=4"]
+    with pytest.raises(ConfigError) as caught:
+        load(overrides)
+    (problem,) = caught.value.problems
+    assert problem.startswith("quantizer.activation.kind=lsq: no rule of quantizer=seq_w2 uses it")
+    load(["quantizer=lsq_w4a4", "quantizer.activation.bits=3"])
+    load(["quantizer.rules=[{match:[query],weight:{kind:twn}}]"])
+
+
+def test_inputs_of_layers_have_no_heads():
+    spec = S.FakeQuantConfig(kind=S.QuantizerKind.minmax_symmetric, bits=8, granularity=S.Granularity.head)
+    rules = [S.RuleConfig(match=["attention"], bmm=spec), S.RuleConfig(match=["query"], input=spec)]
+    (problem,) = quantization_problems(S.Config(quantizer=S.QuantizerConfig(name="x", activation=spec, rules=rules)))
+    assert problem.startswith("quantizer.rules.1.input.granularity=head")
+    with pytest.raises(ValueError, match="operands of the attention products"):
+        build_quantizer(spec_of(spec), INPUT)
+    assert builds(spec, OPERAND)
+
+
+def test_the_learning_rate_of_every_stage_is_checked_against_the_pull():
+    twn = S.FakeQuantConfig(kind=S.QuantizerKind.twn)
+    stages = {"a": S.StageConfig(), "b": S.StageConfig(optimizer=S.OptimizerChanges(lr=0.2))}
+    config = S.Config(
+        quantizer=S.QuantizerConfig(name="x", weight=twn, rules=[S.RuleConfig(match=["query"], weight=twn)]),
+        correction=S.CorrectionConfig(kind=S.CorrectionKind.cage),
+        method=S.MethodConfig(name="m", stages=stages),
+    )
+    (problem,) = quantization_problems(config)
+    assert "the learning rate 0.2" in problem

@@ -16,7 +16,7 @@ HOSTS = {
     "minmax_symmetric": {"bits": 4},
     "minmax_asymmetric": {"bits": 4},
     "static": {"bits": 4},
-    "lsq": {"bits": 3},
+    "lsq": {"bits": 3, "init": "max"},
     "seq": {"bits": 1.58},
     "twn": {},
     "bwn": {},

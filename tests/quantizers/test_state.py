@@ -157,8 +157,8 @@ X = torch.tensor([[-1.0, 0.9, 2.1, 0.4]])  # mean 0.6, mean magnitude 1.1
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"kind": "lsq", "bits": 3}, 2 * 1.1 / 3**0.5),
-        ({"kind": "lsq", "bits": 3, "signed": False}, 2 * 1.1 / 7**0.5),
+        ({"kind": "lsq", "bits": 3, "init": "mean"}, 2 * 1.1 / 3**0.5),
+        ({"kind": "lsq", "bits": 3, "init": "mean", "signed": False}, 2 * 1.1 / 7**0.5),
         ({"kind": "lsq", "bits": 3, "init": "max"}, 2.1 / 3),
         ({"kind": "lsq", "bits": 3, "init": "max", "signed": False}, 2.1 / 7),
         ({"kind": "lsq", "bits": 3, "init": "three_sigma"}, (0.6 + 3 * 1.2350**0.5) / 4),

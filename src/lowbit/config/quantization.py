@@ -27,6 +27,11 @@ def quantization_problems(config: S.Config) -> Iterator[str]:
     if config.quantizer.calibration_batches < 1:
         yield f"quantizer.calibration_batches={config.quantizer.calibration_batches}: must be at least 1"
     for index, rule in enumerate(config.quantizer.rules):
+        if rule.input is not None and rule.input.kind in FACTS and rule.input.granularity is S.Granularity.head:
+            yield (
+                f"quantizer.rules.{index}.input.granularity=head: inputs of layers have no heads yet; set it for "
+                "the operands only, quantizer.operand or a rule's bmm, as conf/quantizer/lsq_per_head.yaml does"
+            )
         for operand in set(rule.operands) - set(_OPERANDS):
             yield f"quantizer.rules.{index}.operands: {operand!r} is no operand; allowed: {', '.join(_OPERANDS)}"
     yield from _estimator("estimator.weight", config.estimator.weight)
@@ -35,12 +40,26 @@ def quantization_problems(config: S.Config) -> Iterator[str]:
     yield from _oscillation(config)
 
 
+def unused_problems(quantizer: S.QuantizerConfig, overrides: list[str]) -> Iterator[str]:
+    """Report shared settings that are overridden although no rule refers to them: they would do nothing."""
+    for name in ("weight", "embedding", "activation", "operand"):
+        spec = getattr(quantizer, name)
+        used = any(spec in (rule.weight, rule.input, rule.bmm) for rule in quantizer.rules)
+        given = next((o for o in overrides if o.lstrip("+").startswith(f"quantizer.{name}.")), None)
+        if spec.kind in FACTS and given is not None and not used:
+            yield (
+                f"{given}: no rule of quantizer={quantizer.name} uses it; choose "
+                "another scheme (`lowbit ls quantizer`), or add a rule in a conf/quantizer/*.yaml of your own"
+            )
+
+
 def _specs(quantizer: S.QuantizerConfig) -> list[tuple[str, S.FakeQuantConfig, str]]:
     """Return (key, settings, slot) of every quantizer; a rule that refers to a shared one repeats nothing."""
     shared = [
         ("quantizer.weight", quantizer.weight, "weight"),
         ("quantizer.embedding", quantizer.embedding, "embedding"),
         ("quantizer.activation", quantizer.activation, "input"),
+        ("quantizer.operand", quantizer.operand, "input"),
     ]
     found = list(shared)
     for index, rule in enumerate(quantizer.rules):
@@ -166,10 +185,11 @@ def _correction(config: S.Config) -> Iterator[str]:
     for name in ("silence", "start"):
         if not 0 <= getattr(correction, name) < 1:
             yield f"correction.{name}={getattr(correction, name)}: a fraction of the stage, at least 0 and below 1"
-    rate = config.optimizer.lr * correction.strength
+    rates = [config.optimizer.lr, *(stage.optimizer.lr or 0.0 for stage in config.method.stages.values())]
+    rate = max(rates) * correction.strength
     if correction.kind is S.CorrectionKind.cage and not correction.coupled and rate >= 1:
         yield (
-            f"correction.strength={correction.strength}: times optimizer.lr={config.optimizer.lr} it must stay below "
+            f"correction.strength={correction.strength}: times the learning rate {max(rates)} it must stay below "
             "1, or weights jump over their grid"
         )
 
@@ -192,7 +212,7 @@ def _needs_codes(quantizer: S.QuantizerConfig, what: str) -> Iterator[str]:
     weights = [(key, spec) for key, spec, slot in _specs(quantizer) if slot != "input"]
     for key, spec in weights:
         if spec.kind in GRIDLESS:
-            yield f"{what}: {key}.kind={spec.kind.name} has no grid; remove the correction, or choose another kind"
+            yield f"{what}: {key}.kind={spec.kind.name} has no grid; choose another kind, or set that to none"
     if not any(spec.kind in FACTS for _, spec in weights):
         yield f"{what}: quantizer={quantizer.name} quantizes no weight"
 

@@ -111,8 +111,9 @@ class RuleConfig:
 
 @dataclass
 class QuantizerConfig:
-    """Ordered rules; `weight`, `embedding` and `activation` are shared settings that the rules refer to.
+    """Ordered rules, and shared settings that the rules refer to.
 
+    `weight`, `embedding`, `activation` (inputs, in most schemes operands of attention products too), `operand`.
     `calibration_batches` training batches set the scales that start from data.
     """
 
@@ -121,4 +122,5 @@ class QuantizerConfig:
     weight: FakeQuantConfig = field(default_factory=FakeQuantConfig)
     embedding: FakeQuantConfig = field(default_factory=FakeQuantConfig)
     activation: FakeQuantConfig = field(default_factory=FakeQuantConfig)
+    operand: FakeQuantConfig = field(default_factory=FakeQuantConfig)
     rules: list[RuleConfig] = field(default_factory=list)

@@ -140,7 +140,10 @@ class ModelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Optimizer and its numbers; parameters of fewer than two dimensions are never decayed."""
+    """Optimizer and its numbers; parameters of fewer than two dimensions are never decayed.
+
+    `scale_lr` is the peak learning rate of learned step sizes and clip values; null: `lr`.
+    """
 
     kind: OptimizerKind = OptimizerKind.adamw
     lr: float = 1e-3
@@ -150,6 +153,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     max_grad_norm: float | None = 1.0
     step_counter: StepCounter = StepCounter.parameter
+    scale_lr: float | None = None
 
 
 @dataclass
@@ -172,6 +176,7 @@ class OptimizerChanges:
     eps: float | None = None
     max_grad_norm: float | None = None
     step_counter: StepCounter | None = None
+    scale_lr: float | None = None
 
 
 @dataclass

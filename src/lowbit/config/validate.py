@@ -13,7 +13,7 @@ from lowbit.config import compose as C
 from lowbit.config import schema as S
 from lowbit.config.budget import epoch_steps, stage_steps, total_steps
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
-from lowbit.config.quantization import quantization_problems
+from lowbit.config.quantization import quantization_problems, unused_problems
 
 _TEXT = (S.DataKind.agreement,)
 _TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
@@ -42,7 +42,7 @@ def load(overrides: list[str]) -> tuple[DictConfig, S.Config]:
         raise ConfigError(problems)
     try:
         config = C.to_config(cfg)
-        problems += validate(config)
+        problems += [*validate(config), *unused_problems(config.quantizer, overrides)]
     except OmegaConfBaseException as error:
         problems.append(explain(error))
     if problems:
@@ -66,6 +66,7 @@ def _numbers(config: S.Config) -> Iterator[str]:
         "model.num_layers": config.model.num_layers,
         "model.num_heads": config.model.num_heads,
         "optimizer.lr": config.optimizer.lr,
+        "optimizer.scale_lr": config.optimizer.scale_lr,
         "teacher.optimizer.lr": config.teacher.optimizer.lr,
         "trainer.checkpoint_every": config.trainer.checkpoint_every,
         "trainer.log_every": config.trainer.log_every,

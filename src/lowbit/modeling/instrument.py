@@ -43,7 +43,7 @@ class Instrument:
         resolved: which slot got which quantizer, and the match report.
     """
 
-    def __init__(self, model: nn.Module, family: Family, resolved: Resolved) -> None:
+    def __init__(self, model: nn.Module, family: Family, resolved: Resolved, *, initialize: bool = True) -> None:
         self.model = model
         self.family = family
         self.resolved = resolved
@@ -53,7 +53,7 @@ class Instrument:
         self._originals: dict[str, nn.Module] = {}
         self._attentions = [model.get_submodule(f"{n}.{family.names.attention}") for n, _ in family.layers_of(model)]
         # What may refuse the model comes first, so that a refusal leaves it as it was.
-        self._heads = self._head_splits()
+        self._heads, self._initialize = self._head_splits(), initialize
         quantized = {name: self._quantized(name, model.get_submodule(name)) for name in self._quantized_names()}
         operands = {slot: self._operand_quantizer(*slot) for slot in resolved.operands}
         self._undo_routing = family.route_attention(model, self._attentions)
@@ -131,16 +131,18 @@ class Instrument:
         weights, inputs = self.resolved.weights, self.resolved.inputs
         if any((name, role) in self.resolved.slots for role in QKV):
             specs = {role: (weights.get((name, role)), inputs.get((name, role))) for role in QKV}
-            return QuantFusedLinear.from_float(original, specs, self._heads.get(name))  # type: ignore[arg-type]
+            heads_of_block = self._heads.get(name)
+            return QuantFusedLinear.from_float(original, specs, heads_of_block, initialize=self._initialize)  # type: ignore[arg-type]
         layer = _QUANTIZED.get(type(original))
         if layer is None:
             raise ValueError(
                 f"module {name!r} is a {type(original).__name__}: plain Linear, Embedding and Conv2d layers can "
                 "be quantized; change the rule that matches it"
             )
-        heads = {"heads": self._heads[name]} if name in self._heads else {}
+        more: dict[str, Any] = {"heads": self._heads[name]} if name in self._heads else {}
+        more["initialize"] = self._initialize
         try:
-            return layer.from_float(original, weights.get((name, None)), inputs.get((name, None)), **heads)  # type: ignore[no-any-return]
+            return layer.from_float(original, weights.get((name, None)), inputs.get((name, None)), **more)  # type: ignore[no-any-return]
         except ValueError as error:
             raise ValueError(f"module {name!r}: {error}") from error
 
@@ -184,8 +186,11 @@ class Instrument:
                     self._handles.append(module.register_forward_pre_hook(_detach_hook(tape, index, role)))
 
 
-def prepare(model: nn.Module, rules: tuple[Rule, ...] = ()) -> Instrument:
+def prepare(model: nn.Module, rules: tuple[Rule, ...] = (), *, initialize: bool = True) -> Instrument:
     """Instrument a model in place, quantized by `rules` (none: traced only).
+
+    Learned and kept scales of weights start from the weights. `initialize=False` leaves that out where a state is
+    loaded next: least squares and codebooks of a large model take a minute.
 
     Raises:
         ValueError: unknown model class, a model that is instrumented already, or rules that do not fit.
@@ -193,7 +198,7 @@ def prepare(model: nn.Module, rules: tuple[Rule, ...] = ()) -> Instrument:
     family = family_of(model)
     if any(hasattr(module, TAP) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} is instrumented already: call restore() on its Instrument first")
-    return Instrument(model, family, resolve(model, family, rules))
+    return Instrument(model, family, resolve(model, family, rules), initialize=initialize)
 
 
 def _exchange_hook(tape: Tape, layer: int, point: str) -> Any:

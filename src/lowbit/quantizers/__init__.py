@@ -7,7 +7,7 @@ from lowbit.quantizers.layers import QuantConv2d, QuantEmbedding, QuantFusedLine
 from lowbit.quantizers.oscillation import Freezing, OscillationTracker
 from lowbit.quantizers.spec import KINDS, QuantizerSpec
 from lowbit.quantizers.state import WeightSite, begin_step, calibrate, end_step, quantizers_of, weight_sites
-from lowbit.quantizers.stateful import build_quantizer
+from lowbit.quantizers.stateful import LossAwareQuantizer, StaticQuantizer, build_quantizer
 
 __all__ = [
     "EWGS",
@@ -20,6 +20,7 @@ __all__ = [
     "Estimator",
     "FakeQuantizer",
     "Freezing",
+    "LossAwareQuantizer",
     "OscillationTracker",
     "QuantConv2d",
     "QuantEmbedding",
@@ -28,6 +29,7 @@ __all__ = [
     "QuantizerSpec",
     "StableQAT",
     "StatefulQuantizer",
+    "StaticQuantizer",
     "Target",
     "ValueClippedSTE",
     "WeightSite",

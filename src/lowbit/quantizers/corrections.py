@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,15 @@ Aggregation = Literal["sum", "mean", "kernel_mean"]
 
 @dataclass(frozen=True)
 class Correction:
-    """Base of the corrections; `step` is 0-based within the stage, `steps` the stage's length."""
+    """Base of the corrections; `step` is 0-based within the stage, `steps` the stage's length.
+
+    `is_loss`: whether `before_step` adds the gradient of a loss, which is clipped together with the others.
+    """
+
+    is_loss: ClassVar[bool] = False
 
     def before_step(self, sites: Sequence[WeightSite], step: int, steps: int) -> None:
-        """Change gradients: after the backward, on unscaled gradients, before they are clipped."""
+        """Change gradients: after the backward, on unscaled gradients."""
 
     def after_step(self, sites: Sequence[WeightSite], step: int, steps: int, lr: Rates) -> None:
         """Change weights: after the optimizer's step, before its gradients are cleared."""
@@ -121,6 +126,7 @@ class Dampening(Correction):
     strength: float = 0.1
     start: float = 0.25
     aggregation: Aggregation = "sum"
+    is_loss: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_number("strength", self.strength, 0, math.inf)

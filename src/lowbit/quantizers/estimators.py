@@ -11,6 +11,7 @@ arm its own learning-rate search, the plain one included.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -24,17 +25,24 @@ LARGEST_AMPLITUDE = 1 / (math.sqrt(2) * math.pi)
 _PIECE, _MOST_PIECES = 2**13, 128  # elements, and pieces of a tensor: see `zero_outside_`
 
 
+def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield tensors of one shape by pieces on the CPU, so that temporaries of their elements stay small; else whole."""
+    first = tensors[0]
+    count = min(first.numel() // _PIECE, _MOST_PIECES)
+    wide = next((dim for dim, size in enumerate(first.shape) if size >= count), None)
+    if count < 2 or wide is None or not first.is_cpu or torch.compiler.is_compiling():
+        yield tensors
+    else:
+        yield from zip(*(tensor.tensor_split(count, wide) for tensor in tensors), strict=True)
+
+
 def zero_outside_(x: Tensor, inside: Tensor) -> Tensor:
     """Multiply by a boolean mask, in place.
 
     The CPU copies the mask to floats for it (and branches per element in `where` and `masked_fill`, at a quarter of the
-    speed), so there it goes by pieces, which keeps that copy small.
+    speed), so it goes by pieces.
     """
-    pieces = min(x.numel() // _PIECE, _MOST_PIECES)
-    wide = next((dim for dim, size in enumerate(x.shape) if size >= pieces), None)
-    if pieces < 2 or wide is None or not x.is_cpu or torch.compiler.is_compiling():
-        return x.mul_(inside)
-    for piece, mask in zip(x.tensor_split(pieces, wide), inside.tensor_split(pieces, wide), strict=True):
+    for piece, mask in pieces(x, inside):
         piece.mul_(mask)
     return x
 
@@ -149,8 +157,9 @@ class EWGS(Estimator):
         if grid.origin is not None:
             residual.sub_(grid.origin if grid.offset is None else grid.origin - grid.offset)
         residual.div_(grid.step).clamp_(-0.5, 0.5).mul_(self.delta)  # beyond half a step: outside, or rounding
-        scaled = residual.mul_(grad.abs()).add_(grad)
-        return scaled if inside is None else zero_outside_(scaled, inside)
+        for distance, g in pieces(residual, grad):
+            distance.mul_(g.abs()).add_(g)
+        return residual if inside is None else zero_outside_(residual, inside)
 
 
 @dataclass(frozen=True)

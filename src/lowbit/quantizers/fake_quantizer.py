@@ -53,6 +53,11 @@ class FakeQuantizer(nn.Module):
             if spec.noise == "row":
                 raise ValueError("noise 'row' and granularity 'head' do not go together: use noise 'element'")
             spec = replace(spec, granularity="row")  # of the view that puts heads first
+        elif spec.granularity == "head" and target.shape and len(target.shape) != 3:
+            raise ValueError(
+                "granularity 'head' of an activation is for the operands of the attention products: give them a "
+                "rule of their own with `bmm`"
+            )
         elif target.heads is not None:
             target = replace(target, heads=None)
         self.spec = spec

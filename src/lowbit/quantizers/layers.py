@@ -21,23 +21,24 @@ from lowbit.quantizers.stateful import build_quantizer
 M = TypeVar("M", bound=nn.Module)
 
 
-def _adopt(layer: M, source: nn.Module) -> M:
-    """Give `layer` the Parameters, buffers and mode of `source`."""
+def _adopt(layer: M, source: nn.Module, *, initialize: bool) -> M:
+    """Give `layer` the Parameters, buffers and mode of `source`; set the scales of its weights if asked to."""
     for name, parameter in source._parameters.items():
         layer.register_parameter(name, parameter)
     layer.training = source.training
+    if initialize:
+        for site in layer.weight_sites(""):  # type: ignore[operator]
+            site.quantizer.initialize(site.weight)
     return layer
 
 
 def weight_quantizer(
     spec: QuantizerSpec | None, weight: Tensor, heads: tuple[int, int] | None = None
 ) -> FakeQuantizer | None:
-    """Return a weight's quantizer, its scale set from the weight."""
+    """Return a weight's quantizer, its scale still to be set."""
     if spec is None:
         return None
-    quantizer = build_quantizer(spec, Target(tuple(weight.shape), weight, weight=True, heads=heads))
-    quantizer.initialize(weight)
-    return quantizer
+    return build_quantizer(spec, Target(tuple(weight.shape), weight, weight=True, heads=heads))
 
 
 def input_quantizer(spec: QuantizerSpec | None, shape: tuple[int, ...], like: Tensor) -> FakeQuantizer | None:
@@ -71,12 +72,14 @@ class QuantLinear(_QuantizedLayer, nn.Linear):
         weight: QuantizerSpec | None,
         input: QuantizerSpec | None,
         heads: tuple[int, int] | None = None,
+        *,
+        initialize: bool = True,
     ) -> Self:
         """Adopt the Parameters of `source`; `heads`, see `Target`, is for scales per attention head."""
         layer = cls(source.in_features, source.out_features, bias=source.bias is not None, device="meta")
         layer.weight_quantizer = weight_quantizer(weight, source.weight, heads)
         layer.input_quantizer = input_quantizer(input, (source.in_features,), source.weight)
-        return _adopt(layer, source)
+        return _adopt(layer, source, initialize=initialize)
 
     def forward(self, x_BLE: Tensor) -> Tensor:
         """Return Q(x) Q(W)^T + b, shape BLO."""
@@ -93,7 +96,14 @@ class QuantEmbedding(_QuantizedLayer, nn.Embedding):
     """
 
     @classmethod
-    def from_float(cls, source: nn.Embedding, weight: QuantizerSpec | None, input: QuantizerSpec | None) -> Self:
+    def from_float(
+        cls,
+        source: nn.Embedding,
+        weight: QuantizerSpec | None,
+        input: QuantizerSpec | None,
+        *,
+        initialize: bool = True,
+    ) -> Self:
         """Adopt the Parameters of `source`.
 
         Raises:
@@ -115,7 +125,7 @@ class QuantEmbedding(_QuantizedLayer, nn.Embedding):
         )
         layer.weight_quantizer = weight_quantizer(weight, source.weight)
         layer.input_quantizer = None
-        return _adopt(layer, source)
+        return _adopt(layer, source, initialize=initialize)
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Return the quantized rows, shape BLE."""
@@ -135,7 +145,14 @@ class QuantConv2d(_QuantizedLayer, nn.Conv2d):
     """2-D convolution (patch embedding) with fake-quantized weight and input."""
 
     @classmethod
-    def from_float(cls, source: nn.Conv2d, weight: QuantizerSpec | None, input: QuantizerSpec | None) -> Self:
+    def from_float(
+        cls,
+        source: nn.Conv2d,
+        weight: QuantizerSpec | None,
+        input: QuantizerSpec | None,
+        *,
+        initialize: bool = True,
+    ) -> Self:
         """Adopt the Parameters of `source`."""
         layer = cls(
             source.in_channels,
@@ -151,7 +168,7 @@ class QuantConv2d(_QuantizedLayer, nn.Conv2d):
         )
         layer.weight_quantizer = weight_quantizer(weight, source.weight)
         layer.input_quantizer = input_quantizer(input, (source.in_channels, 1, 1), source.weight)
-        return _adopt(layer, source)
+        return _adopt(layer, source, initialize=initialize)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve Q(x) with Q(W)."""
@@ -173,6 +190,8 @@ class QuantFusedLinear(nn.Linear):
         source: nn.Linear,
         specs: Mapping[str, tuple[QuantizerSpec | None, QuantizerSpec | None]],
         heads: tuple[int, int] | None = None,
+        *,
+        initialize: bool = True,
     ) -> Self:
         """Adopt the Parameters of `source`; `specs` maps each block, in row order, to (weight, input) settings.
 
@@ -199,7 +218,7 @@ class QuantFusedLinear(nn.Linear):
         inputs = {spec for _, spec in specs.values()}
         # One quantization serves all blocks if they agree on it and learn nothing of their own.
         layer._one_input = len(inputs) == 1 and not list(layer.input_quantizers.buffers())
-        return _adopt(layer, source)
+        return _adopt(layer, source, initialize=initialize)
 
     blocks: tuple[str, ...]
     weight_quantizers: nn.ModuleDict

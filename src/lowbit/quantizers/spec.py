@@ -42,7 +42,7 @@ class QuantizerSpec:
         shift: elastic: learned vector added to the input (default False).
         subtract_minimum: unsigned elastic above 1 bit: as published (default True).
         grad_scale: LSQ: `lsq` (default), `l1` or `none`.
-        init: initial scale: `mean`, `max`, `three_sigma` or `mse`.
+        init: initial scale: `mean`, `max`, `three_sigma` or `mse` (LSQ: default mse for weights, mean for inputs).
         variant: LAT: `approximate` (default) or `exact`.
         momentum: static: of the running average of the range (default 0.95).
         refresh_every: static: training steps between two looks at the range (default 1).

@@ -17,7 +17,7 @@ from lowbit.quantizers.fake_quantizer import FakeQuantizer, LookUp, StatefulQuan
 from lowbit.quantizers.functional import pact
 from lowbit.quantizers.functional.core import Formula, fake_quantize
 from lowbit.quantizers.functional.dynamic import minimum_and_maximum
-from lowbit.quantizers.functional.initial import STEPS, levels, mean_step
+from lowbit.quantizers.functional.initial import STEPS, levels, mean_step, mse_step_and_offset
 from lowbit.quantizers.functional.learned import Learned, Lsq, Seq
 from lowbit.quantizers.functional.loss_aware import Lat
 from lowbit.quantizers.functional.ranges import Pact
@@ -139,6 +139,8 @@ class LearnedQuantizer(StatefulQuantizer):
         spec = self.spec
         assert spec.bits is not None
         rule, zero = spec.get("init"), torch.zeros_like(x_GN[:, 0])
+        if spec.kind == "lsq" and spec.init is None and self.target.weight:
+            rule = "mse"
         if spec.kind == "seq":
             step = x_GN.abs().amax(1) if rule == "max" else x_GN.abs().mean(1)
         elif spec.kind == "elastic":
@@ -146,8 +148,8 @@ class LearnedQuantizer(StatefulQuantizer):
         else:
             low, high = levels(spec.bits, spec.get("signed"))
             if self.offset is not None and rule == "mse":
-                zero = x_GN.amin(1)
-            step = STEPS[rule](x_GN - zero.unsqueeze(1), low, high)
+                return mse_step_and_offset(x_GN, low, high)
+            step = STEPS[rule](x_GN, low, high)
         return torch.where(step > 0, step, 1.0), zero
 
     def _elastic_step(self, x_GN: Tensor, rule: str) -> Tensor:
@@ -169,10 +171,26 @@ class PactQuantizer(StatefulQuantizer):
         like, clip = number_like(target), spec.get("clip")
         self.low = nn.Parameter(torch.full((1,), -clip, **like))
         self.high = nn.Parameter(torch.full((1,), clip, **like))
+        if not self.low.is_meta:
+            self.mark_ready()
+
+    @property
+    def has_observed(self) -> bool:
+        """Its clip values start without data."""
+        return True
+
+    def finish_observing(self) -> None:
+        """Set what a meta device could not hold."""
+        clip = self.spec.get("clip")
+        with torch.no_grad():
+            self.low.fill_(-clip)
+            self.high.fill_(clip)
         self.mark_ready()
 
     def quantize(self, x: Tensor) -> Tensor:
         """Clip and round."""
+        if not self.observing:
+            self.require_ready()
         bits = int(self.spec.bits or 0)
         symmetric, low, high = self.spec.get("symmetric"), self.low_of(x), self.high_of(x)
         return pact(x, low, high, bits=bits, granularity=self.spec.granularity, symmetric=symmetric)

@@ -126,6 +126,7 @@ def build_optimizer_settings(config: schema.OptimizerConfig) -> Optimizer:
         eps=config.eps,
         max_grad_norm=config.max_grad_norm,
         step_counter=config.step_counter.name,
+        scale_lr=config.scale_lr,
     )
 
 

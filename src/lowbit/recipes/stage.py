@@ -22,6 +22,7 @@ class Optimizer:
     eps: float
     max_grad_norm: float | None
     step_counter: str
+    scale_lr: float | None = None
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class FinetuneModule(L.LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in logged.items()})
         self.log("train/lr", self.learning_rate())
-        self.log_dict(self.quantization.logged())
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_dict(self.quantization.logged())
         self.log("step", float(self.stage.first_step + self.global_step))  # loggers count steps of the recipe
         return {"loss": total, "terms": logged}
 
@@ -90,8 +91,8 @@ class FinetuneModule(L.LightningModule):
         self.quantization.begin(self.global_step, self.optimizers(use_pl_optimizer=False))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Let coupled corrections change the gradients."""
-        self.quantization.before_update(self.global_step)
+        """Add the gradients of corrections that are losses."""
+        self.quantization.before_clipping(self.global_step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights, then correct them and keep the ranges of the step."""
@@ -141,10 +142,11 @@ class FinetuneModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the global norm for AdamW; BertAdam clips each tensor itself."""
+        """Clip the global norm for AdamW (BertAdam clips each tensor itself), then add coupled corrections."""
         settings = self.stage.optimizer
         if settings.kind == "adamw" and settings.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.student.parameters(), settings.max_grad_norm, foreach=True)
+        self.quantization.before_update(self.global_step)
 
 
 class DistillationModule(FinetuneModule):

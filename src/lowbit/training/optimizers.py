@@ -13,6 +13,7 @@ from lowbit.quantizers import quantizers_of
 from lowbit.recipes import Optimizer as OptimizerSettings
 from lowbit.training.schedules import Schedule
 
+SCALES = ("step_size", "low", "high")  # parameters of quantizers that are scales
 _EPS_OF_CLIP = 1e-6  # added to the norm by torch.nn.utils.clip_grad_norm_
 
 
@@ -101,17 +102,26 @@ class BertAdam(Optimizer):
         return state
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into decayed ones and undecayed ones.
+def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float | None = None) -> list[dict[str, Any]]:
+    """Split trainable parameters into decayed ones, undecayed ones and learned scales.
 
     Undecayed are those of fewer than two dimensions, for BERT the published exceptions (biases and LayerNorm), and
-    whatever quantizers learn.
+    whatever quantizers learn. Step sizes and clip values have the learning rate `scale_lr`, if one is given.
     """
-    learned = {id(p) for quantizer in quantizers_of(model).values() for p in quantizer.parameters()}
+    learned = {id(p): name for q in quantizers_of(model).values() for name, p in q.named_parameters(recurse=False)}
     trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2 and id(p) not in learned], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2 or id(p) in learned], "weight_decay": 0.0},
+    decayed, undecayed, scales = [], [], []
+    for parameter in trainable:
+        if scale_lr is not None and learned.get(id(parameter)) in SCALES:
+            scales.append(parameter)
+        elif parameter.ndim < 2 or id(parameter) in learned:
+            undecayed.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+        {"params": scales, "weight_decay": 0.0, "lr": scale_lr},
     ]
     return [group for group in groups if group["params"]]
 
@@ -120,7 +130,7 @@ def build_optimizer(
     model: nn.Module, settings: OptimizerSettings, schedule: Schedule, *, fused: bool = True
 ) -> tuple[Optimizer, Any]:
     """Return an optimizer and its Lightning scheduler (None where the optimizer has the schedule built in)."""
-    groups = parameter_groups(model, settings.weight_decay)
+    groups = parameter_groups(model, settings.weight_decay, settings.scale_lr)
     if settings.kind == "bert_adam":
         optimizer = BertAdam(
             groups,

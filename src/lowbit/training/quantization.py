@@ -8,7 +8,17 @@ from torch import Tensor, nn
 
 from lowbit.data import StepDataModule
 from lowbit.modeling import Instrument
-from lowbit.quantizers import OscillationTracker, begin_step, calibrate, check_correctable, end_step, weight_sites
+from lowbit.quantizers import (
+    LossAwareQuantizer,
+    OscillationTracker,
+    StaticQuantizer,
+    begin_step,
+    calibrate,
+    check_correctable,
+    end_step,
+    quantizers_of,
+    weight_sites,
+)
 from lowbit.recipes import Stage
 
 
@@ -24,6 +34,9 @@ class QuantizationSteps:
         self._model = model
         self._stage = stage
         self._sites = list(weight_sites(model)) if stage.rules else []
+        kept = (StaticQuantizer, LossAwareQuantizer)
+        self._keeps = bool(stage.rules) and any(isinstance(q, kept) for q in quantizers_of(model).values())
+        self._freezing = None if stage.oscillation is None else stage.oscillation.freezing
         watched = stage.oscillation is not None and bool(self._sites)
         if stage.correction is not None or watched:
             check_correctable(self._sites)
@@ -33,12 +46,17 @@ class QuantizationSteps:
 
     def begin(self, step: int, optimizer: Any) -> None:
         """Before the forward pass of a step of the stage."""
-        if self._sites or self._stage.rules:
+        if self._keeps:
             begin_step(self._model, step, optimizer)
 
+    def before_clipping(self, step: int) -> None:
+        """After the backward pass: what is the gradient of a loss joins the others."""
+        if self._stage.correction is not None and self._stage.correction.is_loss:
+            self._stage.correction.before_step(self._sites, step, self._stage.steps)
+
     def before_update(self, step: int) -> None:
-        """After the backward pass: coupled corrections change gradients."""
-        if self._stage.correction is not None:
+        """After gradients are clipped: coupled corrections must not crowd out the task's gradient."""
+        if self._stage.correction is not None and not self._stage.correction.is_loss:
             self._stage.correction.before_step(self._sites, step, self._stage.steps)
 
     def after_update(self, step: int, lr: float) -> None:
@@ -47,19 +65,23 @@ class QuantizationSteps:
             self._stage.correction.after_step(self._sites, step, self._stage.steps, lambda _: lr)
         if self.tracker is not None:
             self._watch(self.tracker, step)
-        if self._stage.rules:
+        if self._keeps:
             end_step(self._model)
 
     def logged(self) -> dict[str, Tensor]:
-        """Return what a training step logs."""
-        return {} if self.tracker is None else {"train/oscillation_percent": self.tracker.percentage()}
+        """Return what is logged beside the losses."""
+        if self.tracker is None:
+            return {}
+        percent = {"train/oscillation_percent": self.tracker.percentage()}
+        if self._freezing is not None:
+            percent["train/frozen_percent"] = 100 * self.tracker.frozen_share()
+        return percent
 
     def _watch(self, tracker: OscillationTracker, step: int) -> None:
-        tracker.apply_frozen()
+        threshold = None if self._freezing is None else self._freezing.threshold_at(step, self._stage.steps)
+        if threshold is not None:
+            tracker.apply_frozen()
         tracker.update()
-        assert self._stage.oscillation is not None
-        freezing = self._stage.oscillation.freezing
-        threshold = None if freezing is None else freezing.threshold_at(step, self._stage.steps)
         if threshold is not None:
             tracker.freeze(threshold)
             tracker.apply_frozen()

@@ -23,6 +23,7 @@ from lowbit.modeling import Rule, prepare
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import Stage, build_recipe
 from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_json, read_run, write_json, write_text
+from lowbit.training.checkpoints import CHECKPOINT, step_of
 from lowbit.training.environment import environment, keep_freed_memory
 from lowbit.training.loggers import MetricsFile, build_loggers, finish_wandb
 from lowbit.training.modules import DistillationModule, FinetuneModule
@@ -115,7 +116,7 @@ def _execute(job: Job) -> dict[str, Any]:
         student, record = _run_stage(job, stage, student, teacher, data, loggers)
         records.append(record)
     assert student is not None
-    instrument = prepare(student.model, recipe.stages[-1].rules)
+    instrument = prepare(student.model, recipe.stages[-1].rules, initialize=not student.quantizers)
     instrument.load_quantizer_state(student.quantizers)
     module = FinetuneModule(instrument, recipe.stages[-1], make_metric(data.info), config.seed)
     tested = test(module, data, config.trainer)
@@ -173,8 +174,11 @@ def _run_stage(
         load_weights(student, folder / WEIGHTS)
         print(f"  stage {stage.name}: finished before", flush=True)
         return Student(student, load_quantizer_state(folder), stage.rules), record
-    instrument = make_instrument(student, stage.rules)
-    if stage.student == "previous" and previous is not None and previous.rules == stage.rules:
+    carried = previous is not None and stage.student == "previous" and previous.rules == stage.rules
+    resumed = step_of(folder / CHECKPOINT) > 0
+    instrument = make_instrument(student, stage.rules, initialize=not carried and not resumed)
+    if carried and not resumed:
+        assert previous is not None
         instrument.load_quantizer_state(previous.quantizers)  # the same quantizers go on
     print(f"  stage {stage.name}: {stage.steps} steps", flush=True)
     for line in instrument.resolved.report:

@@ -52,7 +52,7 @@ def make_model(config: Config, info: DataInfo, seed: int) -> nn.Module:
     return model.to(torch.float64 if config.trainer.precision is Precision.float64 else torch.float32)
 
 
-def make_instrument(model: nn.Module, rules: tuple[Rule, ...] = ()) -> Instrument:
-    """Prepare a model under rules."""
+def make_instrument(model: nn.Module, rules: tuple[Rule, ...] = (), *, initialize: bool = True) -> Instrument:
+    """Prepare a model under rules; `initialize=False` where the quantizers' state is loaded next."""
     with config_errors():
-        return prepare(model, rules)
+        return prepare(model, rules, initialize=initialize)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 _LIMIT = 5000
 _TOLERANCE = 1e-5
+_AFFINE_LIMIT = 200
 
 
 def lsq_mse_init(w: Tensor, *, bits: int, signed: bool = True) -> Tensor:
@@ -49,21 +50,65 @@ def three_sigma_step(x_GN: Tensor, low: int, high: int) -> Tensor:
 
 
 def mse_step(x_GN: Tensor, low: int, high: int) -> Tensor:
-    """Return the least-squares step per group, shape G, by Lloyd's iteration from max|x| / Qp."""
-    x = x_GN.double()
-    step = x.abs().amax(1, keepdim=True) / high
-    step = torch.where(step > 0, step, 1.0)
-    moving = torch.ones_like(step, dtype=torch.bool)
+    """Return the least-squares step per group, shape G, by Lloyd's iteration from max|x| / Qp.
+
+    On sorted values an iteration costs a binary search per level; groups that have converged drop out.
+    """
+    values, sums = _sorted(x_GN)
+    steps = values.abs().amax(1) / high
+    steps = torch.where(steps > 0, steps, 1.0)
+    moving = torch.arange(len(steps), device=steps.device)
     for _ in range(_LIMIT):
-        codes = (x / step).clamp_(low, high).round_()
-        mass = codes.square().sum(1, keepdim=True)
-        fitted = torch.where(mass > 0, (x * codes).sum(1, keepdim=True) / mass.clamp(min=1), step)
-        updated = torch.where(moving & (fitted > 0), fitted, step)
-        moving = moving & ((updated - step).abs() / updated >= _TOLERANCE)
-        step = updated
-        if not moving.any():
+        numbers, totals = _bins(values[moving], sums[moving], steps[moving], torch.zeros_like(steps[moving]), low, high)
+        codes = torch.arange(low, high + 1, dtype=values.dtype, device=values.device)
+        mass = (numbers * codes.square()).sum(1)
+        fitted = (totals * codes).sum(1) / mass.clamp(min=1)
+        before = steps[moving]
+        steps[moving] = torch.where((mass > 0) & (fitted > 0), fitted, before)
+        moving = moving[(steps[moving] - before).abs() / steps[moving] >= _TOLERANCE]
+        if not len(moving):
             break
-    return step.squeeze(1).to(x_GN.dtype)
+    return steps.to(x_GN.dtype)
+
+
+def mse_step_and_offset(x_GN: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Return least-squares step and offset per group, each of shape G, from the grid over minimum to maximum.
+
+    Alternates codes with the regression of x on them, so that all levels of the grid lie inside the data (LSQ+,
+    section 3.2).
+    """
+    values, sums = _sorted(x_GN)
+    width = values[:, -1] - values[:, 0]
+    steps = torch.where(width > 0, width / (high - low), 1.0)
+    offsets = values[:, 0] - low * steps
+    codes = torch.arange(low, high + 1, dtype=values.dtype, device=values.device)
+    total, mean = float(values.shape[1]), sums[:, -1] / values.shape[1]
+    for _ in range(_AFFINE_LIMIT):
+        numbers, totals = _bins(values, sums, steps, offsets, low, high)
+        mean_code = (numbers * codes).sum(1) / total
+        spread = (numbers * codes.square()).sum(1) / total - mean_code.square()
+        slope = ((totals * codes).sum(1) / total - mean * mean_code) / spread.clamp(min=1e-30)
+        fitted = torch.where((spread > 0) & (slope > 0), slope, steps)
+        moved = ((fitted - steps).abs() / fitted).amax()
+        steps, offsets = fitted, mean - fitted * mean_code
+        if moved < _TOLERANCE:
+            break
+    return steps.to(x_GN.dtype), offsets.to(x_GN.dtype)
+
+
+def _sorted(x_GN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values of each group in order, in float64, and their running sums with a zero in front."""
+    values = x_GN.double().sort(1).values
+    return values, torch.nn.functional.pad(values.cumsum(1), (1, 0))
+
+
+def _bins(values: Tensor, sums: Tensor, steps: Tensor, offsets: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Return how many values of each group get each code, and their sums: two tensors of groups x codes."""
+    thresholds = torch.arange(low, high, dtype=values.dtype, device=values.device) + 0.5
+    edges = torch.searchsorted(values, thresholds * steps.unsqueeze(1) + offsets.unsqueeze(1))
+    edges = torch.nn.functional.pad(edges, (1, 0))
+    edges = torch.nn.functional.pad(edges, (0, 1), value=values.shape[1])
+    return edges.diff(dim=1).to(values.dtype), sums.gather(1, edges).diff(dim=1)
 
 
 STEPS = {"mean": mean_step, "max": max_step, "three_sigma": three_sigma_step, "mse": mse_step}

@@ -1,0 +1,65 @@
+"""What happens around a step: the order of corrections and clipping, and the learning rate of scales."""
+
+import pytest
+import torch
+from torch import nn
+
+from lowbit.modeling import Rule
+from lowbit.quantizers import Cage, Dampening, QuantizerSpec, QuantLinear
+from lowbit.recipes import Optimizer, Scheduler, Stage
+from lowbit.training.optimizers import build_optimizer, parameter_groups
+from lowbit.training.quantization import QuantizationSteps
+
+LSQ = QuantizerSpec("lsq", bits=3)
+ADAMW = Optimizer("adamw", 0.1, 0.0, (0.9, 0.999), 1e-8, 1.0, "parameter")
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(QuantLinear.from_float(nn.Linear(6, 5), LSQ, None), nn.Linear(5, 2))
+
+
+def stage(correction: object) -> Stage:
+    rules = (Rule(("query",), weight=LSQ),)
+    return Stage(
+        "qat", 10, 0, "teacher", True, rules, {}, None, ADAMW, Scheduler("constant", 0.0), correction=correction
+    )  # type: ignore[arg-type]
+
+
+def test_scales_have_their_own_learning_rate_and_no_decay():
+    network = model()
+    groups = parameter_groups(network, 0.01, scale_lr=1e-4)
+    (scales,) = [group for group in groups if group.get("lr") == 1e-4]
+    assert [id(p) for p in scales["params"]] == [id(network[0].weight_quantizer.step_size)]
+    assert scales["weight_decay"] == 0.0
+    assert sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    together = parameter_groups(network, 0.01)
+    assert not any("lr" in group for group in together)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "bert_adam"])
+def test_a_step_moves_scales_at_their_own_rate(kind: str):
+    moved = []
+    for scale_lr in (None, 1e-4):
+        network = model()
+        before = network[0].weight_quantizer.step_size.detach().clone()
+        settings = Optimizer(kind, 1e-2, 0.0, (0.9, 0.999), 1e-8, None, "parameter", scale_lr)
+        optimizer, _ = build_optimizer(network, settings, lambda _: 1.0, fused=False)
+        network(torch.randn(8, 6)).square().sum().backward()
+        optimizer.step()
+        moved.append(float((network[0].weight_quantizer.step_size - before).abs()))
+    assert moved[1] == pytest.approx(moved[0] / 100, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("correction", "clipped"), [(Cage(5.0, 0.0, "constant", coupled=True), False), (Dampening(0.1, 0.0), True)]
+)
+def test_a_loss_is_clipped_with_the_others_and_a_coupled_pull_is_not(correction: object, clipped: bool):
+    network = model()
+    steps = QuantizationSteps(network, stage(correction))
+    weight = network[0].weight
+    weight.grad = torch.zeros_like(weight)
+    steps.before_clipping(5)
+    assert bool(weight.grad.abs().sum() > 0) == clipped
+    steps.before_update(5)
+    assert weight.grad.abs().sum() > 0
