@@ -1,0 +1,147 @@
+"""The soft-label store: a teacher's answers to N crops of every image, read from memory-mapped shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lowbit.data.crops import CropTransform
+from lowbit.data.label_manifest import (
+    AGAIN,
+    MANIFEST,
+    Images,
+    check_images,
+    damage,
+    image_digest,
+    read_manifest,
+    shard_names,
+)
+from lowbit.data.label_types import LabelType, StoredLabels, expand
+from lowbit.data.label_writing import quiet
+
+
+class Answers(NamedTuple):
+    """Crops of one image with their (N, C) probabilities."""
+
+    coords: Tensor
+    flip: Tensor
+    probs: Tensor
+
+
+class SoftLabelStore:
+    """A complete store, memory-mapped.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: What it says of itself.
+        label_type: What is stored of the teacher's probabilities.
+        num_classes: C.
+        num_crops: Stored crops per image.
+        transform: From a crop to the input of the teacher.
+        indices: The images that have labels, int64.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], cache_dir: Path | None = None) -> None:
+        """Map the shards of a verified manifest; `open` is the way in."""
+        from datasets import Dataset  # type: ignore[import-untyped]
+
+        self.folder, self.manifest = folder, manifest
+        self.label_type = LabelType.parse(manifest["labels"]["type"])
+        self.num_classes: int = manifest["labels"]["classes"]
+        self.num_crops: int = manifest["crops"]["per_image"]
+        self.transform = CropTransform.from_json(manifest["transform"])
+        skipped = {index for shard in manifest["shards"].values() for index in shard["skipped"]}
+        size: int = manifest["data"]["size"]
+        self.indices = torch.tensor([index for index in range(size) if index not in skipped], dtype=torch.int64)
+        self._place = torch.full((size,), -1, dtype=torch.int64)
+        self._place[self.indices] = torch.arange(len(self.indices))
+        files = [str(folder / name) for name in shard_names(manifest)]
+        with quiet():
+            rows = Dataset.from_parquet(files, cache_dir=str(cache_dir or folder / ".arrow"))
+        self._rows = rows.with_format("arrow")
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        images: Images,
+        *,
+        names: Sequence[str] | None = None,
+        label_type: str | None = None,
+        num_classes: int | None = None,
+        verify: bool = True,
+        cache_dir: Path | None = None,
+    ) -> "SoftLabelStore":
+        """Verify and open a store.
+
+        Args:
+            folder: The store.
+            images: The images to train on.
+            names: Their names, for a store that knows images by name, as an imported one does.
+            label_type: The type that the run asks for, if it does.
+            num_classes: The classes of the run.
+            verify: Whether to read every shard and compare checksums, not only sizes.
+            cache_dir: Where `datasets` may put its Arrow files; default: `.arrow` in the store.
+
+        Raises:
+            ValueError: no store, an unfinished or damaged one, or one of other images, labels or classes.
+        """
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise ValueError(f"{folder}: no soft-label store (no {MANIFEST}); write one with `lowbit softlabels`")
+        again = f"run `{manifest['command']}`"
+        for name in shard_names(manifest):
+            problem = damage(folder, manifest, name, checksum=verify)
+            if problem is not None:
+                raise ValueError(f"{folder / name} {problem}; {again}, which rewrites only what is missing")
+        labels, data = manifest["labels"], manifest["data"]
+        if label_type is not None and labels["type"] != str(LabelType.parse(label_type)):
+            raise ValueError(
+                f"{folder} holds labels of type {labels['type']}, not {label_type}; ask for that or {again} anew"
+            )
+        if num_classes is not None and labels["classes"] != num_classes:
+            raise ValueError(f"{folder} holds labels of {labels['classes']} classes, the data set has {num_classes}")
+        check_images(folder, data, images, names)
+        if not sum(shard["rows"] for shard in manifest["shards"].values()):
+            raise ValueError(f"{folder} holds no labels: every image was skipped at the import; {again}")
+        return cls(folder, manifest, cache_dir)
+
+    def row(self, index: int) -> Answers:
+        """Return every crop of one image."""
+        return self.crops(index, torch.arange(self.num_crops))
+
+    def crops(self, index: int, chosen: Tensor, image: Tensor | None = None) -> Answers:
+        """Return some crops of one image.
+
+        Args:
+            index: The image, as in `images`.
+            chosen: Numbers of its crops, int64.
+            image: Its pixels, to be compared with those that were labelled.
+
+        Raises:
+            IndexError: an image without labels.
+            ValueError: the pixels are others.
+        """
+        place = int(self._place[index])
+        if place < 0:
+            raise IndexError(f"{self.folder}: image {index} has no labels, it was skipped at the import")
+        row = self._rows[place]
+        known = self.manifest["data"]["identity"]
+        if image is not None and known == "pixels" and image_digest(image) != row["digest"][0].as_py():
+            raise ValueError(f"{self.folder}: image {index} is not the one that was labelled; {AGAIN}")
+        names = [name for name in ("coords", "flip", "classes", "probabilities") if name in row.column_names]
+        kept = {name: _values(row[name]).reshape(self.num_crops, -1)[chosen] for name in names}
+        classes = kept.get("classes", torch.empty(len(chosen), 0))
+        probs = expand(StoredLabels(classes, kept["probabilities"]), self.label_type, self.num_classes)
+        return Answers(kept["coords"], kept["flip"][:, 0], probs)
+
+
+def _values(column: Any) -> Tensor:
+    """Return the flat values of an Arrow column; the numpy format of `datasets` takes 15 times as long."""
+    array = column.combine_chunks()
+    array = getattr(array, "storage", array)
+    while hasattr(array, "flatten"):
+        array = array.flatten()
+    return torch.tensor(array.to_numpy(zero_copy_only=False))
