@@ -49,8 +49,9 @@ def few_steps() -> Callable[[list[str]], list[str]]:
 
     def shortened(overrides: list[str]) -> list[str]:
         _, config = load([*overrides, *TINY])
-        fixed = [f"method.stages.{name}.steps=3" for name, stage in config.method.stages.items() if stage.steps]
-        return [*overrides, *TINY, *fixed, f"budget.steps={3 * len(fixed) + 2}"]
+        stages = config.method.stages
+        fixed = [f"method.stages.{name}.steps=3" for name, stage in stages.items() if stage.steps]
+        return [*overrides, *TINY, *fixed, f"budget.steps={4 * len(stages)}"]
 
     return shortened
 

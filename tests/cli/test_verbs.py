@@ -42,14 +42,18 @@ def test_ls(capsys):
         *sorted(path.name for path in (C.shipped_root() / "conf").iterdir() if path.is_dir()),
         "sweeps",
     ]
-    assert "method       finetune, ternarybert, ti_c, ti_g, ti_inverted, ti_m, ti_o, ti_stochastic" in lines
+    with C.hydra_session():
+        methods = C.choices("method")
+    assert f"method       {', '.join(methods)}" in lines
+    assert {"finetune", "ternarybert", "ti_g", "xtc", "bit", "binarybert"} <= set(methods)
     assert not any("_ti," in line or "_base" in line for line in lines)
 
 
 def test_ls_of_a_group_says_what_each_choice_is(capsys):
     assert main(["ls", "method"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8
+    with C.hydra_session():
+        assert len(lines) == len(C.choices("method"))
     described = dict(line.split(maxsplit=1) for line in lines)
     assert described["ternarybert"].startswith("TernaryBERT (arXiv 2009.12812)")
     assert all(text.endswith(".") for text in described.values())

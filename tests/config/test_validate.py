@@ -88,7 +88,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     ),
     (PLAIN, {"method.losses": {}}, ["method.stages.qat: no losses", "method.losses.logits.weight=1"]),
     (PLAIN, {"method.layer_map": [0, 9, 1, 2]}, ["method.layer_map=[0, 9, 1, 2]", "one of 0 to 3"]),
-    (PLAIN, {"method.layer_map": [0]}, ["method.layer_map=[0]", "each of the 4 student layers"]),
+    (PLAIN, {"method.layer_map": [4]}, ["method.layer_map=[4]", "1 to 4 student layers"]),
     (PLAIN, {"budget.steps": 9}, ["budget has steps=9 and epochs=3.0", "budget.epochs=null"]),
     (PLAIN, {"method.losses.hidden.ramp": "linear"}, ["loss hidden", "weight_end", "go together"]),
     (PLAIN, {"method.losses.hidden.weight_end": 0.5}, ["loss hidden", "weight_end", "go together"]),
@@ -106,7 +106,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (TI, {"budget.epochs": 1.0}, ["method.stages.plain is left with -39 of 21 steps", "raise budget.steps"]),
     (TI, {"budget.epochs": None}, ["method.stages.plain needs a total", "budget.steps=N", "budget.epochs=N"]),
     (TI, {f"{INTERVENE}.steps": None}, ["intervene and plain both take the rest", "all but one"]),
-    (PLAIN, {"method.stages.qat.steps": 0}, ["method.stages.qat", "0"]),
+    (PLAIN, {"method.stages.qat.steps": -1}, ["method.stages.qat", "-1"]),
     # `budget` is the students': setting it would not help a teacher.
     (
         PLAIN,

@@ -4,95 +4,23 @@ Model size, classes, step counts, learning rate and cases all come from index.js
 folders of the same format (LOWBIT_VECTORS).
 """
 
-import itertools
-import json
-import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
+from published_runs import FOLDER, INDEX, TOLERANCE, PublishedBatches, RecordingModule, initial_model, relative
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
-from transformers import BertConfig, BertForSequenceClassification
 
 from lowbit.config.compose import compose, to_config
 from lowbit.modeling import prepare
 from lowbit.recipes import Stage, build_recipe
-from lowbit.training.modules import DistillationModule
 from lowbit.training.stage_runner import fit_stage
 
-FOLDER = Path(os.environ.get("LOWBIT_VECTORS", Path(__file__).parents[1] / "golden")) / "trajectories"
-INDEX = json.loads((FOLDER / "index.json").read_text())
 METHODS = {"none": "ternarybert", "o": "ti_o", "c": "ti_c", "m": "ti_m", "g": "ti_g", "inverted": "ti_inverted"}
-TOLERANCE = 1e-8
-Batch = dict[str, torch.Tensor]
 TERMS = {"total": "total", "logits": "logits", "scores": "scores", "hidden": "hidden", "attention_block": "attn_block"}
-
-
-class Stream(torch.utils.data.IterableDataset[Batch]):
-    """Batches from a recipe step on; the step index runs through both stages."""
-
-    def __init__(self, data: "PublishedBatches") -> None:
-        self.data = data
-
-    def __iter__(self) -> Iterator[Batch]:
-        for step in itertools.count(self.data.first_step):
-            yield self.data.batch(step % self.data.period)
-
-
-class PublishedBatches(L.LightningDataModule):
-    """The batches of the run as the stage runner expects them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors = load_file(FOLDER / "batches.safetensors")
-        (period,) = re.findall(r"mod (\d+)", INDEX["batch_of_step"])
-        self.period = int(period)
-        self.first_step = 0
-
-    def batch(self, index: int) -> Batch:
-        suffix = f".{index}"
-        return {key.removesuffix(suffix): t for key, t in self.tensors.items() if key.endswith(suffix)}
-
-    def training_batches(self, step: int, count: int) -> Iterator[Batch]:
-        return (self.batch((step + index) % self.period) for index in range(count))
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(Stream(self), batch_size=None)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        batch = self.batch(INDEX["eval_batch"])
-        labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long)
-        return DataLoader([{**batch, "labels": labels}], batch_size=None)
-
-
-class RecordingModule(DistillationModule):
-    """DistillationModule that remembers what each training step returned."""
-
-    def __init__(self, *args: Any, log: list[dict[str, float]]) -> None:
-        super().__init__(*args)
-        self.log_of_steps = log
-
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        result = super().training_step(batch, batch_idx)
-        terms = {name: value.item() for name, value in result["terms"].items()}
-        self.log_of_steps.append({"total": result["loss"].item(), **terms})
-        return result
-
-
-def initial_model() -> BertForSequenceClassification:
-    sizes = dict(INDEX["model"])
-    dropout = sizes.pop("dropout")
-    config = BertConfig(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **sizes)
-    model = BertForSequenceClassification(config).double()
-    model.load_state_dict(load_file(FOLDER / "initial_weights.safetensors"))
-    return model.eval()
 
 
 def recipe_of(case: dict[str, Any]) -> tuple[Any, tuple[Stage, ...]]:
@@ -137,11 +65,6 @@ def run(case: dict[str, Any], folder: Path) -> SimpleNamespace:
     with torch.no_grad():
         logits = instrument.run(data.batch(INDEX["eval_batch"])).logits
     return SimpleNamespace(log=log, logits=logits, weights=student.state_dict())
-
-
-def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    scale = expected.abs().max().clamp(min=1e-30)
-    return float((actual - expected).abs().max() / scale)
 
 
 @pytest.mark.parametrize("name", INDEX["cases"])

@@ -45,7 +45,7 @@ def stage_steps(stages: dict[str, StageConfig], budget: BudgetConfig, steps_per_
     for name in open_stages:
         resolved[name] = (total or 0) - sum(resolved.values())
     for name, steps in resolved.items():
-        if steps < 1:
+        if steps < 1 and stages[name].steps != 0:  # 0 asks for no training: calibrate and evaluate
             raise ValueError(
                 f"method.stages.{name} is left with {steps} of {total} steps: raise budget.steps (or budget.epochs), "
                 "or lower the other stages' steps"

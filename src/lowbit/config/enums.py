@@ -63,17 +63,22 @@ class QuantizerKind(Enum):
 
 
 class GradScale(Enum):
-    """Factor on the gradient of LSQ's step size: 1/sqrt(N Qp), 1/sqrt(Qp sum|x|), 1."""
+    """Factor on the gradient of LSQ's step size: 1/sqrt(N Qp), 1/sqrt(Qp sum|x|), 1/(sqrt(N) Qp), 1."""
 
     lsq = auto()
     l1 = auto()
+    vvtq_act = auto()
     none = auto()
 
 
 class ScaleInit(Enum):
-    """Initial step size: by mean magnitude, maximum, three sigma, least squares, or the paper's own rule (elastic)."""
+    """Initial step size: by mean magnitude, maximum, three sigma, least squares, or the paper's own rule (elastic).
+
+    `mean_signed` divides by the signed grid's sqrt(Qp) for unsigned grids too, as the variation-aware code does.
+    """
 
     mean = auto()
+    mean_signed = auto()
     max = auto()
     three_sigma = auto()
     mse = auto()
@@ -166,9 +171,27 @@ class LossKind(Enum):
     hidden = auto()
     scores = auto()
     maps = auto()
+    maps_mse = auto()
     attn_block = auto()
     attn_out = auto()
     task = auto()
+    soft_labels = auto()
+    obr = auto()
+
+
+class LayerReduction(Enum):
+    """Whether a term is the sum or the mean of its layers."""
+
+    sum = auto()
+    mean = auto()
+
+
+class ObrAggregation(Enum):
+    """How OBR sums the squared distances of a weight: mean (published code), sum, or norm."""
+
+    mean = auto()
+    sum = auto()
+    norm = auto()
 
 
 class Reduction(Enum):
@@ -211,11 +234,24 @@ class PhaseOrder(Enum):
 
 
 class StudentInit(Enum):
-    """Where a stage's student comes from."""
+    """Where a stage's student comes from.
+
+    `narrow`: the teacher with a share of its heads and FFN neurons; `split`: the previous, ternary student, each weight
+    split into two binary ones.
+    """
 
     teacher = auto()
     previous = auto()
     fresh = auto()
+    narrow = auto()
+    split = auto()
+
+
+class Activation(Enum):
+    """Activation function of the feed-forward layers."""
+
+    gelu = auto()
+    relu = auto()
 
 
 class LoggerMode(Enum):

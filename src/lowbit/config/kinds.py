@@ -41,6 +41,7 @@ class KindFacts:
     inits: tuple[ScaleInit, ...] = ()
 
 
+_LSQ_INITS = (_I.mean, _I.max, _I.three_sigma, _I.mse, _I.mean_signed)
 _LSQ = ("signed", "offset", "grad_scale", "init")
 _ELASTIC = ("signed", "shift", "subtract_minimum", "sign_of_zero", "init")
 FACTS: dict[QuantizerKind, KindFacts] = {
@@ -52,7 +53,7 @@ FACTS: dict[QuantizerKind, KindFacts] = {
     _K.minmax_symmetric: KindFacts(("clip",), (2, 16), input=DYNAMIC),
     _K.minmax_asymmetric: KindFacts(("clip",), (1, 16), input=DYNAMIC),
     _K.xtc: KindFacts((), (2, 16), input=DYNAMIC),
-    _K.lsq: KindFacts(_LSQ, (2, 16), input=(_G.tensor, _G.head), inits=(_I.mean, _I.max, _I.three_sigma, _I.mse)),
+    _K.lsq: KindFacts(_LSQ, (2, 16), input=(_G.tensor, _G.head), inits=_LSQ_INITS),
     _K.seq: KindFacts(("init",), (1, 4), inits=(_I.max, _I.mean)),
     _K.elastic: KindFacts(
         _ELASTIC, (1, 8), weight=(), input=(_G.tensor, _G.head), noise=False, inits=(_I.mean, _I.paper)

@@ -26,14 +26,14 @@ def quantization_problems(config: S.Config) -> Iterator[str]:
             yield from _estimator_fits(key, spec, f"estimator.{role}", getattr(config.estimator, role))
     if config.quantizer.calibration_batches < 1:
         yield f"quantizer.calibration_batches={config.quantizer.calibration_batches}: must be at least 1"
-    for index, rule in enumerate(config.quantizer.rules):
+    for where, rule in rule_lists(config.quantizer):
         if rule.input is not None and rule.input.kind in FACTS and rule.input.granularity is S.Granularity.head:
             yield (
-                f"quantizer.rules.{index}.input.granularity=head: inputs of layers have no heads yet; set it for "
+                f"{where}.input.granularity=head: inputs of layers have no heads yet; set it for "
                 "the operands only, quantizer.operand or a rule's bmm, as conf/quantizer/lsq_per_head.yaml does"
             )
         for operand in set(rule.operands) - set(_OPERANDS):
-            yield f"quantizer.rules.{index}.operands: {operand!r} is no operand; allowed: {', '.join(_OPERANDS)}"
+            yield f"{where}.operands: {operand!r} is no operand; allowed: {', '.join(_OPERANDS)}"
     yield from _estimator("estimator.weight", config.estimator.weight)
     yield from _estimator("estimator.activation", config.estimator.activation)
     yield from _correction(config)
@@ -44,13 +44,22 @@ def unused_problems(quantizer: S.QuantizerConfig, overrides: list[str]) -> Itera
     """Report shared settings that are overridden although no rule refers to them: they would do nothing."""
     for name in ("weight", "embedding", "activation", "operand"):
         spec = getattr(quantizer, name)
-        used = any(spec in (rule.weight, rule.input, rule.bmm) for rule in quantizer.rules)
+        used = any(spec in (rule.weight, rule.input, rule.bmm) for _, rule in rule_lists(quantizer))
         given = next((o for o in overrides if o.lstrip("+").startswith(f"quantizer.{name}.")), None)
         if spec.kind in FACTS and given is not None and not used:
             yield (
                 f"{given}: no rule of quantizer={quantizer.name} uses it; choose "
                 "another scheme (`lowbit ls quantizer`), or add a rule in a conf/quantizer/*.yaml of your own"
             )
+
+
+def rule_lists(quantizer: S.QuantizerConfig) -> Iterator[tuple[str, S.RuleConfig]]:
+    """Yield (key, rule) of the scheme's rules and of those of single stages."""
+    for index, rule in enumerate(quantizer.rules):
+        yield f"quantizer.rules.{index}", rule
+    for stage, own in quantizer.by_stage.items():
+        for index, rule in enumerate(own.rules):
+            yield f"quantizer.by_stage.{stage}.rules.{index}", rule
 
 
 def _specs(quantizer: S.QuantizerConfig) -> list[tuple[str, S.FakeQuantConfig, str]]:
@@ -62,12 +71,12 @@ def _specs(quantizer: S.QuantizerConfig) -> list[tuple[str, S.FakeQuantConfig, s
         ("quantizer.operand", quantizer.operand, "input"),
     ]
     found = list(shared)
-    for index, rule in enumerate(quantizer.rules):
+    for where, rule in rule_lists(quantizer):
         for name, slot in (("weight", "weight"), ("input", "input"), ("bmm", "input")):
             spec = getattr(rule, name)
-            same = [where for _, other, where in shared if other == spec]
-            if spec is not None and not any((where == "input") == (slot == "input") for where in same):
-                found.append((f"quantizer.rules.{index}.{name}", spec, slot))
+            same = [kind for _, other, kind in shared if other == spec]
+            if spec is not None and not any((kind == "input") == (slot == "input") for kind in same):
+                found.append((f"{where}.{name}", spec, slot))
     return found
 
 

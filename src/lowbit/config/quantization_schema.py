@@ -110,10 +110,19 @@ class RuleConfig:
 
 
 @dataclass
+class StageRulesConfig:
+    """The rules of one stage, in place of the scheme's."""
+
+    rules: list[RuleConfig] = field(default_factory=list)
+
+
+@dataclass
 class QuantizerConfig:
     """Ordered rules, and shared settings that the rules refer to.
 
-    `weight`, `embedding`, `activation` (inputs, in most schemes operands of attention products too), `operand`.
+    `by_stage` gives single stages rules of their own. Shared settings: `weight`, `embedding`, `activation` (inputs,
+    in most schemes operands of attention products too), `operand`.
+
     `calibration_batches` training batches set the scales that start from data.
     """
 
@@ -124,3 +133,4 @@ class QuantizerConfig:
     activation: FakeQuantConfig = field(default_factory=FakeQuantConfig)
     operand: FakeQuantConfig = field(default_factory=FakeQuantConfig)
     rules: list[RuleConfig] = field(default_factory=list)
+    by_stage: dict[str, StageRulesConfig] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from lowbit.config.enums import (
+    Activation,
     Aggregation,
     CorrectionKind,
     CorrectionSchedule,
@@ -13,11 +14,13 @@ from lowbit.config.enums import (
     GradScale,
     Granularity,
     LatVariant,
+    LayerReduction,
     LoggerMode,
     LossKind,
     MaskRule,
     ModelKind,
     NoiseUnit,
+    ObrAggregation,
     OptimizerKind,
     Padding,
     PhaseOrder,
@@ -44,6 +47,7 @@ from lowbit.config.quantization_schema import (
 )
 
 __all__ = [
+    "Activation",
     "Aggregation",
     "BudgetConfig",
     "Config",
@@ -60,6 +64,7 @@ __all__ = [
     "Granularity",
     "InterventionConfig",
     "LatVariant",
+    "LayerReduction",
     "LoggerConfig",
     "LoggerMode",
     "LossConfig",
@@ -69,6 +74,7 @@ __all__ = [
     "ModelConfig",
     "ModelKind",
     "NoiseUnit",
+    "ObrAggregation",
     "OptimizerChanges",
     "OptimizerConfig",
     "OptimizerKind",
@@ -218,6 +224,12 @@ class LossConfig:
     reduction: Reduction = Reduction.sum
     mask: MaskRule = MaskRule.full
     temperature: float = 1.0
+    start: float = 0.0
+    layers: LayerReduction = LayerReduction.sum
+    aggregation: ObrAggregation = ObrAggregation.mean
+    detach_step: bool = True
+    max_bits: float | None = None
+    convolution_grad_scale: GradScale | None = None
 
     @property
     def is_on(self) -> bool:
@@ -246,13 +258,17 @@ class InterventionConfig:
 
 @dataclass
 class StageConfig:
-    """One stage: budget (at most one of steps, epochs, fraction; none means the rest) and slots that differ."""
+    """One stage: budget (at most one of steps, epochs, fraction; none means the rest) and slots that differ.
+
+    `supervisor` is `teacher`, or an earlier stage whose student teaches this one.
+    """
 
     steps: int | None = None
     epochs: float | None = None
     fraction: float | None = None
     student: StudentInit = StudentInit.teacher
     teacher: bool = True
+    supervisor: str = "teacher"
     quantize: bool = True
     losses: dict[str, LossConfig] = field(default_factory=dict)
     intervention: InterventionConfig | None = None
@@ -262,12 +278,21 @@ class StageConfig:
 
 @dataclass
 class MethodConfig:
-    """A recipe: ordered stages, and the losses of every stage that does not name its own."""
+    """A recipe: ordered stages, and the losses of every stage that does not name its own.
+
+    `layer_map` names the teacher layer of each student layer, for weights and supervision alike: a shorter list makes a
+    shallower student. `embedding_target` is the teacher layer whose output the student's embeddings are compared with
+    (null: the teacher's embeddings). `student_activation` replaces the student's FFN activation. `width` is the share
+    of heads and FFN neurons that a `narrow` student keeps.
+    """
 
     name: str = MISSING
     losses: dict[str, LossConfig] = field(default_factory=dict)
     stages: dict[str, StageConfig] = MISSING
     layer_map: list[int] | None = None
+    embedding_target: int | None = None
+    student_activation: Activation | None = None
+    width: float = 0.5
 
 
 @dataclass

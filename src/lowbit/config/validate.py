@@ -18,6 +18,7 @@ from lowbit.config.quantization import quantization_problems, unused_problems
 _TEXT = (S.DataKind.agreement,)
 _TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
 _IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
+_WITHOUT_TEACHER = (S.LossKind.task, S.LossKind.soft_labels, S.LossKind.obr)
 _SEED_LIMIT = 2**63  # torch takes no larger ones
 
 
@@ -137,26 +138,51 @@ def _teacher(config: S.Config) -> Iterator[str]:
 
 def _method(config: S.Config) -> Iterator[str]:
     depth = config.model.num_layers
+    students = depth if config.method.layer_map is None else len(config.method.layer_map)
     for name, stage in config.method.stages.items():
         where = f"method.stages.{name}"
         losses = {key: loss for key, loss in (stage.losses or config.method.losses).items() if loss.is_on}
         if not losses:
             yield f"{where}: no losses; give one a weight, for example method.losses.logits.weight=1"
         for key, loss in losses.items():
+            if not 0 <= loss.start < 1:
+                yield f"{where}, loss {key}: start={loss.start}: a fraction of the stage, at least 0 and below 1"
             if (loss.ramp is S.Ramp.constant) != (loss.weight_end is None):
                 yield f"{where}, loss {key}: `ramp: linear` or `cosine` and `weight_end` go together"
-            if not stage.teacher and loss.kind is not S.LossKind.task:
+            if not stage.teacher and loss.kind not in _WITHOUT_TEACHER:
                 yield f"{where}, loss {key}: kind {loss.kind.name} needs a teacher; set {where}.teacher=true"
         if stage.intervention is not None:
-            yield from _intervention(f"{where}.intervention", stage, depth, config.model.kind)
-    layer_map, known = config.method.layer_map, config.model.kind not in (S.ModelKind.hf, S.ModelKind.timm)
-    if layer_map is not None and known and (len(layer_map) != depth or set(layer_map) - set(range(depth))):
-        yield f"method.layer_map={layer_map}: give each of the {depth} student layers one of 0 to {depth - 1}"
+            yield from _intervention(f"{where}.intervention", stage, students, config.model.kind)
+    yield from _layers(config)
     first = next(iter(config.method.stages.values()), None)
     if first is None:
         yield f"method={config.method.name}: no stages"
-    elif first.student is S.StudentInit.previous:
+    elif first.student in (S.StudentInit.previous, S.StudentInit.split):
         yield "the first stage has no previous one: set its student to teacher or fresh"
+
+
+def _layers(config: S.Config) -> Iterator[str]:
+    depth = config.model.num_layers
+    layer_map, known = config.method.layer_map, config.model.kind not in (S.ModelKind.hf, S.ModelKind.timm)
+    if layer_map is not None and known and (not 0 < len(layer_map) <= depth or set(layer_map) - set(range(depth))):
+        yield f"method.layer_map={layer_map}: give each of 1 to {depth} student layers one of 0 to {depth - 1}"
+    fresh = [name for name, stage in config.method.stages.items() if stage.student is S.StudentInit.fresh]
+    if layer_map is not None and known and len(layer_map) != depth and fresh:
+        yield f"method.layer_map={layer_map}: stage {fresh[0]} has a fresh student of {depth} layers; name as many"
+    target = config.method.embedding_target
+    if target is not None and known and not 0 <= target < depth:
+        yield f"method.embedding_target={target}: must be a teacher layer, 0 to {depth - 1}"
+    earlier = ["teacher"]
+    for name, stage in config.method.stages.items():
+        if stage.supervisor not in earlier:
+            yield f"method.stages.{name}.supervisor={stage.supervisor}: allowed are {', '.join(earlier)}"
+        earlier.append(name)
+    if not 0 < config.method.width <= 1:
+        yield f"method.width={config.method.width}: must be above 0 and at most 1"
+    for name in config.quantizer.by_stage:
+        if name not in config.method.stages:
+            stages = ", ".join(config.method.stages)
+            yield f"quantizer.by_stage.{name}: method={config.method.name} has the stages {stages}"
 
 
 def _intervention(where: str, stage: S.StageConfig, depth: int, kind: S.ModelKind) -> Iterator[str]:

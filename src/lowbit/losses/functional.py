@@ -84,6 +84,23 @@ def attention_map_kl(student_BHLL: Tensor, teacher_BHLL: Tensor, mask_BL: Tensor
     return (sums_BH / mask_BL.sum(-1, keepdim=True)).mean()
 
 
+def attention_map_mse(student_BHLL: Tensor, teacher_BHLL: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+    """Mean squared error of attention maps over pairs of real tokens, all layers' heads alike.
+
+    Source: SDQ (arXiv 2307.05972), self-attention distillation by MSE; the reduction is ours (unstated there).
+    """
+    squares_BLL = (student_BHLL - teacher_BHLL).square().mean(1)
+    if mask_BL is None:
+        return squares_BLL.mean()
+    pairs_BLL = mask_BL[:, :, None] & mask_BL[:, None, :]
+    return (squares_BLL * pairs_BLL).sum() / pairs_BLL.sum()
+
+
+def soft_label_loss(student_BC: Tensor, probabilities_BC: Tensor) -> Tensor:
+    """Cross-entropy under stored probabilities, mean over the batch (multi-crop distillation, no hard labels)."""
+    return -(probabilities_BC * student_BC.log_softmax(-1)).sum(-1).mean()
+
+
 def task_loss(student_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Loss against the labels: cross-entropy for integer labels, mean squared error for real ones."""
     if labels_B.is_floating_point():

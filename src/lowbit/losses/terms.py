@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lowbit.losses import functional as L
+from lowbit.losses.regularizers import WeightOnGrid, oscillation_aware_regularization
 
 _FIELDS: dict[str, frozenset[str]] = {
     "logits": frozenset(),
@@ -17,9 +18,13 @@ _FIELDS: dict[str, frozenset[str]] = {
     "hidden": frozenset({"embeddings", "hidden"}),
     "scores": frozenset({"scores"}),
     "maps": frozenset({"probs"}),
+    "maps_mse": frozenset({"probs"}),
     "attn_block": frozenset({"attn_block"}),
     "attn_out": frozenset({"attn_out"}),
+    "soft_labels": frozenset(),
+    "obr": frozenset(),
 }
+_WITHOUT_TEACHER = ("task", "soft_labels", "obr")
 RAMPS = ("constant", "linear", "cosine")
 
 
@@ -45,14 +50,18 @@ class TraceLike(Protocol):
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One term of the training loss, summed over layers where it compares layers.
+    """One term of the training loss, summed over layers where it compares layers (`layers: mean` averages).
 
     Attributes:
         kind: `logits` (soft cross-entropy, or MSE for regression), `task` (labels), `hidden` (embeddings and layer
-            outputs), `scores`, `maps` (KL), `attn_block`, `attn_out`.
+            outputs), `scores`, `maps` (KL), `maps_mse`, `attn_block`, `attn_out`, `soft_labels` (stored probabilities),
+            `obr` (oscillation-aware bin regularization of the weights).
         weight, weight_end, ramp: the weight at the stage's first step, at its last, and the path between.
         reduction, temperature: of the soft cross-entropy.
         mask: `full` or `valid`, see `lowbit.losses.functional`.
+        start: share of the stage's steps before the weight begins to move.
+        layers: `sum` or `mean`.
+        aggregation, detach_step, max_bits, convolution_grad_scale: of `obr`, see `lowbit.losses.regularizers`.
 
     Raises:
         ValueError: unknown kind or ramp, or a ramp without `weight_end`.
@@ -65,6 +74,12 @@ class LossTerm:
     reduction: str = "sum"
     mask: str = "full"
     temperature: float = 1.0
+    start: float = 0.0
+    layers: str = "sum"
+    aggregation: str = "mean"
+    detach_step: bool = True
+    max_bits: float | None = None
+    convolution_grad_scale: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in _FIELDS:
@@ -83,21 +98,27 @@ class LossTerm:
         """Return the weight at step `step` (0-based) of a stage of `steps` steps."""
         if self.weight_end is None:
             return self.weight
-        progress = min(step / max(steps - 1, 1), 1.0)
+        first = self.start * steps
+        progress = min(max(step - first, 0.0) / max(steps - 1 - first, 1), 1.0)
         if self.ramp == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return self.weight + (self.weight_end - self.weight) * progress
 
-    def __call__(self, student: TraceLike, teacher: TraceLike | None, labels: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        student: TraceLike,
+        teacher: TraceLike | None,
+        labels: Tensor | None,
+        soft_labels: Tensor | None = None,
+        weights: Sequence[WeightOnGrid] = (),
+    ) -> Tensor:
         """Return the unweighted loss, a scalar.
 
         Raises:
-            ValueError: the term needs a teacher or labels that are not there.
+            ValueError: the term needs a teacher, labels or weights that are not there.
         """
-        if self.kind == "task":
-            if labels is None:
-                raise ValueError("loss 'task' needs labels, but the batch has none")
-            return L.task_loss(student.logits, labels)
+        if self.kind in _WITHOUT_TEACHER:
+            return self._alone(student, labels, soft_labels, weights)
         if teacher is None:
             raise ValueError(f"loss {self.kind!r} needs a teacher: set the stage's `teacher: true`")
         if self.kind == "logits":
@@ -111,7 +132,27 @@ class LossTerm:
         if "embeddings" in self.fields:
             pairs.insert(0, (student.embeddings, teacher.embeddings))
         losses = [self._pair(s, t, mask) for s, t in pairs]
-        return sum(losses[1:], losses[0])
+        total = sum(losses[1:], losses[0])
+        return total / len(losses) if self.layers == "mean" else total
+
+    def _alone(
+        self, student: TraceLike, labels: Tensor | None, soft_labels: Tensor | None, weights: Sequence[WeightOnGrid]
+    ) -> Tensor:
+        if self.kind == "obr":
+            return oscillation_aware_regularization(
+                weights,
+                aggregation=self.aggregation,
+                detach_step=self.detach_step,
+                max_bits=self.max_bits,
+                convolution_grad_scale=self.convolution_grad_scale,
+            )
+        if self.kind == "soft_labels":
+            if soft_labels is None:
+                raise ValueError("loss 'soft_labels' needs stored soft labels, but the batch has none")
+            return L.soft_label_loss(student.logits, soft_labels)
+        if labels is None:
+            raise ValueError("loss 'task' needs labels, but the batch has none")
+        return L.task_loss(student.logits, labels)
 
     def _logits(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
         if student_BC.shape[-1] == 1:
@@ -123,4 +164,6 @@ class LossTerm:
             return L.score_mse(student, teacher, mask, rule=self.mask)
         if self.kind == "maps":
             return L.attention_map_kl(student, teacher, mask)
+        if self.kind == "maps_mse":
+            return L.attention_map_mse(student, teacher, mask)
         return L.hidden_mse(student, teacher, mask, rule=self.mask)

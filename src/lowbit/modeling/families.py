@@ -44,6 +44,7 @@ class LayerNames:
     ffn_in: str
     ffn_out: str
     attn_block: str
+    activation: str
     attn_block_at: Literal["input", "output"]
 
 
@@ -69,6 +70,11 @@ class Family:
         attention: Any = layer.get_submodule(self.names.attention)
         count = next(getattr(attention, name) for name in _HEAD_COUNTS if hasattr(attention, name))
         return int(count), int(layer.get_submodule(self.names.attn_out).in_features) // int(count)  # type: ignore[arg-type]
+
+    def set_activation(self, model: nn.Module, name: str) -> None:
+        """Replace the activation of every feed-forward layer, in place: `gelu` or `relu`."""
+        for _, layer in self.layers_of(model):
+            layer.set_submodule(self.names.activation, {"gelu": nn.GELU, "relu": nn.ReLU}[name]())
 
     def role_names(self, model: nn.Module) -> dict[str, list[str]]:
         """Map each role to the qualified names of its modules, or of their halves; those that it lacks are left out."""
@@ -198,6 +204,7 @@ _HF_BERT = Family(
         ffn_in="intermediate.dense",
         ffn_out="output.dense",
         attn_block="attention.output",
+        activation="intermediate.intermediate_act_fn",
         attn_block_at="output",
     ),
     model_roles={
@@ -224,6 +231,7 @@ _HF_VIT = Family(
         ffn_in="mlp.fc1",
         ffn_out="mlp.fc2",
         attn_block="layernorm_after",
+        activation="mlp.activation_fn",
         attn_block_at="input",
     ),
     model_roles={
@@ -247,6 +255,7 @@ _TIMM_VIT = Family(
         ffn_in="mlp.fc1",
         ffn_out="mlp.fc2",
         attn_block="norm2",
+        activation="mlp.act",
         attn_block_at="input",
     ),
     model_roles={

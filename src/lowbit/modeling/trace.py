@@ -54,11 +54,17 @@ class Trace:
     embeddings: Tensor | None = None
     key_mask: Tensor | None = None
 
-    def select(self, layer_map: Sequence[int] | None) -> Trace:
-        """Return the trace with layer i replaced by layer `layer_map[i]`; None keeps all layers in order."""
+    def select(self, layer_map: Sequence[int] | None, embedding_target: int | None = None) -> Trace:
+        """Return the trace with layer i replaced by layer `layer_map[i]`; None keeps all layers in order.
+
+        With an `embedding_target` the embeddings become the output of that layer, where it was asked for.
+        """
+        chosen = self
+        if embedding_target is not None and self.embeddings is not None:
+            chosen = replace(chosen, embeddings=self.layers[embedding_target].hidden)
         if layer_map is None:
-            return self
-        return replace(self, layers=tuple(self.layers[index] for index in layer_map))
+            return chosen
+        return replace(chosen, layers=tuple(self.layers[index] for index in layer_map))
 
 
 @dataclass

@@ -4,6 +4,7 @@ from lowbit.quantizers.corrections import Cage, Correction, Dampening, check_cor
 from lowbit.quantizers.estimators import EWGS, STE, ClippedSTE, Estimator, StableQAT, ValueClippedSTE
 from lowbit.quantizers.fake_quantizer import FakeQuantizer, StatefulQuantizer, Target
 from lowbit.quantizers.layers import QuantConv2d, QuantEmbedding, QuantFusedLinear, QuantLinear
+from lowbit.quantizers.learned import LearnedQuantizer
 from lowbit.quantizers.oscillation import Freezing, OscillationTracker
 from lowbit.quantizers.spec import KINDS, QuantizerSpec
 from lowbit.quantizers.state import WeightSite, begin_step, calibrate, end_step, quantizers_of, weight_sites
@@ -20,6 +21,7 @@ __all__ = [
     "Estimator",
     "FakeQuantizer",
     "Freezing",
+    "LearnedQuantizer",
     "LossAwareQuantizer",
     "OscillationTracker",
     "QuantConv2d",

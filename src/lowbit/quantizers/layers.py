@@ -19,6 +19,7 @@ from lowbit.quantizers.state import WeightSite
 from lowbit.quantizers.stateful import build_quantizer
 
 M = TypeVar("M", bound=nn.Module)
+_SHARED = "shared"
 
 
 def _adopt(layer: M, source: nn.Module, *, initialize: bool) -> M:
@@ -207,17 +208,19 @@ class QuantFusedLinear(nn.Linear):
         rows = source.out_features // len(specs)
         layer._bounds = tuple(pairwise(range(0, source.out_features + 1, rows)))
         layer.weight_quantizers = nn.ModuleDict()
+        for (name, (weight, _)), (start, stop) in zip(specs.items(), layer._bounds, strict=True):
+            quantizer = weight_quantizer(weight, source.weight[start:stop], heads)
+            if quantizer is not None:
+                layer.weight_quantizers[name] = quantizer
+        inputs = {name: given for name, (_, given) in specs.items()}
+        layer._one_input = len(set(inputs.values())) == 1
+        if layer._one_input:  # the blocks read one tensor: where they agree on its quantizer, it has one
+            inputs = {_SHARED: next(iter(inputs.values()))}
         layer.input_quantizers = nn.ModuleDict()
-        for (name, (weight, given)), (start, stop) in zip(specs.items(), layer._bounds, strict=True):
-            for modules, quantizer in (
-                (layer.weight_quantizers, weight_quantizer(weight, source.weight[start:stop], heads)),
-                (layer.input_quantizers, input_quantizer(given, (source.in_features,), source.weight)),
-            ):
-                if quantizer is not None:
-                    modules[name] = quantizer
-        inputs = {spec for _, spec in specs.values()}
-        # One quantization serves all blocks if they agree on it and learn nothing of their own.
-        layer._one_input = len(inputs) == 1 and not list(layer.input_quantizers.buffers())
+        for name, given in inputs.items():
+            quantizer = input_quantizer(given, (source.in_features,), source.weight)
+            if quantizer is not None:
+                layer.input_quantizers[name] = quantizer
         return _adopt(layer, source, initialize=initialize)
 
     blocks: tuple[str, ...]
@@ -231,13 +234,13 @@ class QuantFusedLinear(nn.Linear):
         weights = [self._weight(name, bounds) for name, bounds in zip(self.blocks, self._bounds, strict=True)]
         if self._one_input and len(detached) in (0, len(self.blocks)):
             x_BLE = x_BLE.detach() if detached else x_BLE
-            x_BLE = _quantize(self._get(self.input_quantizers, self.blocks[0]), x_BLE)
+            x_BLE = _quantize(self._input_quantizer(self.blocks[0]), x_BLE)
             return F.linear(x_BLE, torch.cat(weights), self.bias)
         outputs = []
         for name, weight, (start, stop) in zip(self.blocks, weights, self._bounds, strict=True):
             x = x_BLE.detach() if name in detached else x_BLE
             bias = None if self.bias is None else self.bias[start:stop]
-            outputs.append(F.linear(_quantize(self._get(self.input_quantizers, name), x), weight, bias))
+            outputs.append(F.linear(_quantize(self._input_quantizer(name), x), weight, bias))
         return torch.cat(outputs, dim=-1)
 
     def weight_sites(self, name: str) -> Iterator[WeightSite]:
@@ -249,6 +252,9 @@ class QuantFusedLinear(nn.Linear):
 
     def _weight(self, name: str, bounds: tuple[int, int]) -> Tensor:
         return _quantize(self._get(self.weight_quantizers, name), self.weight[bounds[0] : bounds[1]])
+
+    def _input_quantizer(self, name: str) -> Any:
+        return self._get(self.input_quantizers, _SHARED if self._one_input else name)
 
     @staticmethod
     def _get(quantizers: nn.ModuleDict, name: str) -> Any:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowbit.quantizers.fake_quantizer import FakeQuantizer, StatefulQuantizer
+from lowbit.quantizers.learned import LearnedQuantizer
 from lowbit.quantizers.stateful import LossAwareQuantizer, StaticQuantizer
 
 
@@ -33,6 +34,11 @@ class WeightSite:
     def of(self, tensor: Tensor) -> Tensor:
         """Return the site's part of a tensor of the Parameter's shape, as a view."""
         return tensor[self.rows]
+
+    @property
+    def latent(self) -> Tensor:
+        """The latent weight with its gradient, as a view."""
+        return self.of(self.parameter)
 
     @property
     def weight(self) -> Tensor:
@@ -126,11 +132,16 @@ def begin_step(model: nn.Module, step: int, optimizer: torch.optim.Optimizer | N
 
 
 def end_step(model: nn.Module) -> None:
-    """Make the ranges of this step the kept ones; under torch.distributed, the mean of the processes' input ranges.
+    """Make the ranges of this step the kept ones, and bring step sizes that fell below their floor back to it.
 
-    Every process must call it: each has seen its own batch.
+    Under torch.distributed, kept ranges of inputs are the mean over the processes; every process must call it, as each
+    has seen its own batch.
     """
-    looked = [q for q in quantizers_of(model).values() if isinstance(q, StaticQuantizer) and q.has_observed]
+    quantizers = quantizers_of(model).values()
+    looked = [q for q in quantizers if isinstance(q, StaticQuantizer) and q.has_observed]
+    for quantizer in quantizers:
+        if isinstance(quantizer, LearnedQuantizer):
+            quantizer.raise_to_floor()
     if dist.is_available() and dist.is_initialized():
         _average([end for q in looked if not q.target.weight for end in (q.pending_low, q.pending_high)])
     for quantizer in looked:

@@ -35,7 +35,6 @@ def build_recipe(config: schema.Config, steps_per_epoch: int) -> Recipe:
         ValueError: a budget that does not work out, or settings that a slot refuses.
     """
     steps = stage_steps(config.method.stages, config.budget, steps_per_epoch)
-    rules = build_rules(config.quantizer, config.estimator)
     stages: list[Stage] = []
     for name, stage in config.method.stages.items():
         losses = stage.losses or config.method.losses
@@ -46,7 +45,9 @@ def build_recipe(config: schema.Config, steps_per_epoch: int) -> Recipe:
                 first_step=sum(previous.steps for previous in stages),
                 student=stage.student.name,
                 teacher=stage.teacher,
-                rules=rules if stage.quantize else (),
+                rules=build_rules(config.quantizer, config.estimator, name) if stage.quantize else (),
+                supervisor=stage.supervisor,
+                width=config.method.width,
                 losses={key: build_term(term) for key, term in losses.items() if term.is_on},
                 intervention=None if stage.intervention is None else build_intervention(stage.intervention),
                 optimizer=build_optimizer_settings(merged(config.optimizer, stage.optimizer)),
@@ -55,6 +56,8 @@ def build_recipe(config: schema.Config, steps_per_epoch: int) -> Recipe:
                 oscillation=build_oscillation(config.oscillation) if stage.quantize else None,
                 calibration_batches=config.quantizer.calibration_batches,
                 layer_map=None if config.method.layer_map is None else tuple(config.method.layer_map),
+                embedding_target=config.method.embedding_target,
+                activation=None if config.method.student_activation is None else config.method.student_activation.name,
             )
         )
     return Recipe(config.method.name, tuple(stages))
@@ -77,8 +80,12 @@ def build_teacher_stage(config: schema.TeacherConfig, steps_per_epoch: int) -> S
     )
 
 
-def build_rules(config: schema.QuantizerConfig, estimators: schema.EstimatorsConfig) -> tuple[Rule, ...]:
-    """Translate the ordered rule list, every quantizer under its gradient estimator."""
+def build_rules(
+    config: schema.QuantizerConfig, estimators: schema.EstimatorsConfig, stage: str = ""
+) -> tuple[Rule, ...]:
+    """Translate the ordered rule list of a stage, every quantizer under its gradient estimator."""
+    own = config.by_stage.get(stage)
+    rules = config.rules if own is None else own.rules
     weight, activation = build_estimator(estimators.weight), build_estimator(estimators.activation)
     return tuple(
         Rule(
@@ -89,7 +96,7 @@ def build_rules(config: schema.QuantizerConfig, estimators: schema.EstimatorsCon
             operands=tuple(rule.operands),
             required=rule.required,
         )
-        for rule in config.rules
+        for rule in rules
     )
 
 
@@ -103,6 +110,12 @@ def build_term(config: schema.LossConfig) -> LossTerm:
         reduction=config.reduction.name,
         mask=config.mask.name,
         temperature=config.temperature,
+        start=config.start,
+        layers=config.layers.name,
+        aggregation=config.aggregation.name,
+        detach_step=config.detach_step,
+        max_bits=config.max_bits,
+        convolution_grad_scale=None if config.convolution_grad_scale is None else config.convolution_grad_scale.name,
     )
 
 

@@ -82,7 +82,8 @@ class Stage:
         name: unique within the recipe.
         steps: optimizer steps.
         first_step: the recipe's step at which the stage begins; batches follow the recipe's step.
-        student: `teacher` (its weights), `previous` (the stage before), `fresh` (as built).
+        student: `teacher` (its weights), `previous` (the stage before), `fresh` (as built), `narrow` (part of the
+            teacher), `split` (the previous one, ternary weights split into binary ones).
         teacher: whether a teacher supervises.
         rules: quantization rules; empty for full precision.
         losses: terms by name.
@@ -91,7 +92,11 @@ class Stage:
         correction: pull of the latent weights towards their grid, or None.
         oscillation: tracking and freezing of oscillating weights, or None.
         calibration_batches: training batches from which scales start that depend on data.
-        layer_map: the teacher layer that each student layer is compared with; None for one to one.
+        layer_map: the teacher layer that each student layer is copied from and compared with; None for one to one.
+        embedding_target: the teacher layer whose output the student's embeddings are compared with; None: embeddings.
+        activation: the student's FFN activation, or None for the model's own.
+        supervisor: `teacher`, or an earlier stage, whose student teaches as it was quantized.
+        width: share of heads and FFN neurons that a `narrow` student keeps.
     """
 
     name: str
@@ -108,11 +113,20 @@ class Stage:
     oscillation: Oscillation | None = None
     calibration_batches: int = 1
     layer_map: tuple[int, ...] | None = None
+    embedding_target: int | None = None
+    activation: str | None = None
+    supervisor: str = "teacher"
+    width: float = 0.5
 
     @property
     def fields(self) -> frozenset[str]:
         """Trace fields that the losses read."""
         return frozenset(name for term in self.losses.values() for name in term.fields)
+
+    @property
+    def supervisor_map(self) -> tuple[int, ...] | None:
+        """The supervisor's layer for each student layer; one to one under an earlier student, who has as many."""
+        return self.layer_map if self.supervisor == "teacher" else None
 
     def intervention_at(self, step: int, seed: int) -> Intervention | None:
         """Return the intervention at a step of this stage."""
@@ -129,7 +143,10 @@ class Recipe:
     @property
     def needs_teacher(self) -> bool:
         """Whether some stage is supervised by the teacher or starts from its weights."""
-        return any(stage.teacher or stage.student == "teacher" for stage in self.stages)
+        return any(
+            stage.student in ("teacher", "narrow") or (stage.teacher and stage.supervisor == "teacher")
+            for stage in self.stages
+        )
 
     @property
     def steps(self) -> int:

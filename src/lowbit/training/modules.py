@@ -82,7 +82,8 @@ class FinetuneModule(L.LightningModule):
     def losses(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the loss terms at a step of the stage, and the terms."""
         student, teacher = self.traces(batch, step)
-        terms = {name: term(student, teacher, batch.get("labels")) for name, term in self.stage.losses.items()}
+        given = (batch.get("labels"), batch.get("soft_labels"), self.quantization.sites)
+        terms = {name: term(student, teacher, *given) for name, term in self.stage.losses.items()}
         weighted = [self.stage.losses[name].weight_at(step, self.stage.steps) * term for name, term in terms.items()]
         return sum(weighted[1:], weighted[0]), terms
 
@@ -192,7 +193,9 @@ class DistillationModule(FinetuneModule):
 
     def _teach(self, batch: Batch, fields: frozenset[str]) -> Trace:
         with torch.no_grad():
-            return self._teacher_instrument.run(batch, fields).select(self.stage.layer_map)
+            return self._teacher_instrument.run(batch, fields).select(
+                self.stage.supervisor_map, self.stage.embedding_target
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the teacher out."""

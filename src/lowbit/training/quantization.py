@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lowbit.data import StepDataModule
 from lowbit.modeling import Instrument
 from lowbit.quantizers import (
+    LearnedQuantizer,
     LossAwareQuantizer,
     OscillationTracker,
     StaticQuantizer,
@@ -33,16 +34,16 @@ class QuantizationSteps:
     def __init__(self, model: nn.Module, stage: Stage) -> None:
         self._model = model
         self._stage = stage
-        self._sites = list(weight_sites(model)) if stage.rules else []
-        kept = (StaticQuantizer, LossAwareQuantizer)
+        self.sites = list(weight_sites(model)) if stage.rules else []
+        kept = (LearnedQuantizer, LossAwareQuantizer, StaticQuantizer)
         self._keeps = bool(stage.rules) and any(isinstance(q, kept) for q in quantizers_of(model).values())
         self._freezing = None if stage.oscillation is None else stage.oscillation.freezing
-        watched = stage.oscillation is not None and bool(self._sites)
+        watched = stage.oscillation is not None and bool(self.sites)
         if stage.correction is not None or watched:
-            check_correctable(self._sites)
+            check_correctable(self.sites)
         self.tracker: OscillationTracker | None = None
         if stage.oscillation is not None and watched:
-            self.tracker = OscillationTracker(self._sites, stage.oscillation.momentum, stage.oscillation.threshold)
+            self.tracker = OscillationTracker(self.sites, stage.oscillation.momentum, stage.oscillation.threshold)
 
     def begin(self, step: int, optimizer: Any) -> None:
         """Before the forward pass of a step of the stage."""
@@ -52,17 +53,17 @@ class QuantizationSteps:
     def before_clipping(self, step: int) -> None:
         """After the backward pass: what is the gradient of a loss joins the others."""
         if self._stage.correction is not None and self._stage.correction.is_loss:
-            self._stage.correction.before_step(self._sites, step, self._stage.steps)
+            self._stage.correction.before_step(self.sites, step, self._stage.steps)
 
     def before_update(self, step: int) -> None:
         """After gradients are clipped: coupled corrections must not crowd out the task's gradient."""
         if self._stage.correction is not None and not self._stage.correction.is_loss:
-            self._stage.correction.before_step(self._sites, step, self._stage.steps)
+            self._stage.correction.before_step(self.sites, step, self._stage.steps)
 
     def after_update(self, step: int, lr: float) -> None:
         """After the optimizer: decoupled corrections and freezing move weights, ranges are kept."""
         if self._stage.correction is not None:
-            self._stage.correction.after_step(self._sites, step, self._stage.steps, lambda _: lr)
+            self._stage.correction.after_step(self.sites, step, self._stage.steps, lambda _: lr)
         if self.tracker is not None:
             self._watch(self.tracker, step)
         if self._keeps:

@@ -14,17 +14,20 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 
 from lowbit.config import identity
 from lowbit.config.schema import Config
 from lowbit.data import StepDataModule
-from lowbit.modeling import Rule, prepare
+from lowbit.modeling import Instrument, prepare
+from lowbit.modeling.families import family_of
 from lowbit.modeling.sizes import model_size
+from lowbit.modeling.surgery import narrow, reduce_layers, split_ternary
 from lowbit.recipes import Stage, build_recipe
 from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_json, read_run, write_json, write_text
 from lowbit.training.checkpoints import CHECKPOINT, step_of
 from lowbit.training.environment import environment, keep_freed_memory
+from lowbit.training.handover import Student, take_over, take_over_halves
 from lowbit.training.loggers import MetricsFile, build_loggers, finish_wandb
 from lowbit.training.modules import DistillationModule, FinetuneModule
 from lowbit.training.setup import make_datamodule, make_instrument, make_metric, make_model
@@ -110,21 +113,20 @@ def _execute(job: Job) -> dict[str, Any]:
         teacher = obtain_teacher(config, identity.teacher_id(job.cfg), make_datamodule(config, config.teacher.seed))
     resolved = identity.resolved(job.cfg)
     loggers = build_loggers(config, job.run_id, job.folder, resolved)
-    student: Student | None = None
+    students: dict[str, Student] = {}
     records: list[StageRecord] = []
     for stage in recipe.stages:
-        student, record = _run_stage(job, stage, student, teacher, data, loggers)
+        students[stage.name], record = _run_stage(job, stage, students, teacher, data, loggers)
         records.append(record)
-    assert student is not None
-    instrument = prepare(student.model, recipe.stages[-1].rules, initialize=not student.quantizers)
-    instrument.load_quantizer_state(student.quantizers)
+    student = students[recipe.stages[-1].name]
+    instrument = student.prepared()
     module = FinetuneModule(instrument, recipe.stages[-1], make_metric(data.info), config.seed)
     tested = test(module, data, config.trainer)
     size = model_size(instrument)
     for logger in loggers:
         if isinstance(logger, MetricsFile):
             logger.stage = recipe.stages[-1].name  # also where every stage was finished before
-        logger.log_metrics({**tested, "size/simulated_mb": size.simulated_bytes / 1e6}, step=recipe.steps - 1)
+        logger.log_metrics({**tested, "size/simulated_mb": size.simulated_bytes / 1e6}, step=max(recipe.steps - 1, 0))
         logger.finalize("success")
     result = {
         "schema": SCHEMA,
@@ -149,45 +151,38 @@ def _execute(job: Job) -> dict[str, Any]:
     return result
 
 
-@dataclass(frozen=True)
-class Student:
-    """A student between stages: the plain model, and what its quantizers learned under the stage's rules."""
-
-    model: nn.Module
-    quantizers: dict[str, Tensor]
-    rules: tuple[Rule, ...]
-
-
 def _run_stage(
     job: Job,
     stage: Stage,
-    previous: Student | None,
+    students: dict[str, Student],
     teacher: Teacher | None,
     data: StepDataModule,
     loggers: list[Any],
 ) -> tuple[Student, StageRecord]:
     """Return the student after the stage, trained now or before, and the stage's record."""
     folder = job.folder / "stages" / stage.name
+    previous = list(students.values())[-1] if students else None
     student = _initial_student(job.config, stage, previous, teacher, data)
     record = finished_stage(folder)
     if record is not None:
         load_weights(student, folder / WEIGHTS)
         print(f"  stage {stage.name}: finished before", flush=True)
         return Student(student, load_quantizer_state(folder), stage.rules), record
-    carried = previous is not None and stage.student == "previous" and previous.rules == stage.rules
     resumed = step_of(folder / CHECKPOINT) > 0
-    instrument = make_instrument(student, stage.rules, initialize=not carried and not resumed)
-    if carried and not resumed:
-        assert previous is not None
-        instrument.load_quantizer_state(previous.quantizers)  # the same quantizers go on
+    same = previous is not None and stage.student == "previous" and previous.rules == stage.rules
+    instrument = make_instrument(student, stage.rules, initialize=not resumed and not same)
+    if previous is not None and not resumed:
+        if stage.student == "previous":
+            take_over(instrument, previous)
+        elif stage.student == "split":
+            take_over_halves(instrument, previous)
     print(f"  stage {stage.name}: {stage.steps} steps", flush=True)
     for line in instrument.resolved.report:
         print(f"    {line}", flush=True)
     metric, seed = make_metric(data.info), job.config.seed
     supervisor = None
     if stage.teacher:
-        assert teacher is not None
-        supervisor = prepare(teacher.model)
+        supervisor = _supervisor(stage, students, teacher)
         module: FinetuneModule = DistillationModule(instrument, supervisor, stage, metric, seed)
     else:
         module = FinetuneModule(instrument, stage, metric, seed)
@@ -199,16 +194,32 @@ def _run_stage(
     return Student(instrument.restore(), learned, stage.rules), record
 
 
+def _supervisor(stage: Stage, students: dict[str, Student], teacher: Teacher | None) -> Instrument:
+    if stage.supervisor == "teacher":
+        assert teacher is not None
+        return prepare(teacher.model)
+    return students[stage.supervisor].prepared()
+
+
 def _initial_student(
     config: Config, stage: Stage, previous: Student | None, teacher: Teacher | None, data: StepDataModule
 ) -> nn.Module:
-    if stage.student == "previous":
+    if stage.student in ("previous", "split"):
         assert previous is not None
-        return previous.model
-    if stage.student == "teacher":
+        student = copy.deepcopy(previous.model)  # the previous one may teach later
+        return student if stage.student == "previous" else split_ternary(student)
+    if stage.student in ("teacher", "narrow"):
         assert teacher is not None
-        return copy.deepcopy(teacher.model).requires_grad_(True)
-    return make_model(config, data.info, config.seed)
+        student = copy.deepcopy(teacher.model).requires_grad_(True)
+        if stage.layer_map is not None:
+            student = reduce_layers(student, stage.layer_map)
+        if stage.student == "narrow":
+            student = narrow(student, stage.width)
+    else:
+        student = make_model(config, data.info, config.seed)
+    if stage.activation is not None:
+        family_of(student).set_activation(student, stage.activation)
+    return student
 
 
 def _holder(folder: Path) -> str:

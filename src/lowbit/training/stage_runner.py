@@ -139,7 +139,8 @@ def fit_stage(
     if resumed:
         print(f"  resuming stage {stage.name} at step {resumed} of {stage.steps}", flush=True)
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resumed else None)
+        if stage.steps > 0:  # none: calibrated and evaluated only (post-training quantization)
+            trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resumed else None)
     except SystemExit as exit_:
         if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1), which would read as a failure
             raise KeyboardInterrupt from exit_

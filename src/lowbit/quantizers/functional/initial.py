@@ -111,5 +111,16 @@ def _bins(values: Tensor, sums: Tensor, steps: Tensor, offsets: Tensor, low: int
     return edges.diff(dim=1).to(values.dtype), sums.gather(1, edges).diff(dim=1)
 
 
-STEPS = {"mean": mean_step, "max": max_step, "three_sigma": three_sigma_step, "mse": mse_step}
+def mean_signed_step(x_GN: Tensor, low: int, high: int) -> Tensor:
+    """Return `mean_step` of the signed grid of the same width, for unsigned grids too (variation-aware code)."""
+    return mean_step(x_GN, low, high if low else max((high + 1) // 2 - 1, 1))
+
+
+STEPS = {
+    "mean_signed": mean_signed_step,
+    "mean": mean_step,
+    "max": max_step,
+    "three_sigma": three_sigma_step,
+    "mse": mse_step,
+}
 """Rules by name: (groups x elements, Qn, Qp) -> one step per group."""

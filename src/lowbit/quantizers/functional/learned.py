@@ -19,7 +19,7 @@ from lowbit.quantizers.functional.dynamic import check_bits
 from lowbit.quantizers.functional.statistical import check_sign_of_zero, signed
 from lowbit.quantizers.grid import Grid
 
-GRAD_SCALES = ("lsq", "l1", "none")
+GRAD_SCALES = ("lsq", "l1", "vvtq_act", "none")
 SEQ_BITS = (1.58, 2, 3, 4)
 
 
@@ -46,7 +46,8 @@ def lsq(
         signed: whether the grid has negative levels.
         offset: learned offset, broadcastable to x.
         grad_scale: factor on alpha's gradient: `lsq` 1/sqrt(numel Qp), `l1` 1/sqrt(Qp sum|x|) (published code of
-            variation-aware quantization), `none` 1. Adam cancels any constant.
+            variation-aware quantization), `vvtq_act` 1/(sqrt(numel) Qp) (its activations), `none` 1. Adam cancels any
+            constant.
         estimator: in place of the published gradient of x.
 
     Source: Esser et al. 2020 (arXiv 1902.08153), equations 1-5; LSQ+: Bhalgat et al. 2020 (arXiv 2004.09576).
@@ -237,8 +238,11 @@ class Lsq(Learned):
         """Return LSQ's factor, that of the variation-aware code, or 1."""
         if self.grad_scale == "none":
             return 1.0
+        elements = self.count or x.numel()
         if self.grad_scale == "lsq":
-            return 1 / math.sqrt((self.count or x.numel()) * self.positive_levels)
+            return 1 / math.sqrt(elements * self.positive_levels)
+        if self.grad_scale == "vvtq_act":
+            return 1 / (math.sqrt(elements) * self.positive_levels)
         return (torch.linalg.vector_norm(x, 1) * self.positive_levels).clamp(min=1e-30).rsqrt()  # type: ignore[no-any-return]
 
     def ends(self, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,176 @@
+"""LearnedQuantizer: step sizes that train, with offset and shift where the kind has them.
+
+State-dict keys: `step_size`, `offset`, `shift`, `initialized`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lowbit.quantizers.fake_quantizer import LookUp, StatefulQuantizer, Target, number_like
+from lowbit.quantizers.functional.core import Formula, fake_quantize
+from lowbit.quantizers.functional.initial import STEPS, levels, mean_step, mse_step_and_offset
+from lowbit.quantizers.functional.learned import Learned, Lsq, Seq
+from lowbit.quantizers.grid import Grid
+from lowbit.quantizers.spec import QuantizerSpec
+
+
+class LearnedQuantizer(StatefulQuantizer):
+    """LSQ, LSQ+, SEQ and elastic quantizers: a learned step size per group, with optional offset and shift."""
+
+    step_size: nn.Parameter
+    offset: nn.Parameter | None
+    shift: nn.Parameter | None
+
+    def __init__(self, spec: QuantizerSpec, target: Target) -> None:
+        super().__init__(spec, target)
+        count, like = self._group_count(), number_like(target)
+        self.step_size = nn.Parameter(torch.ones(count, **like))
+        self.register_parameter("offset", nn.Parameter(torch.zeros(count, **like)) if spec.offset else None)
+        if spec.shift and not target.shape:
+            raise ValueError(f"quantizer {spec}: `shift` needs a fixed number of features, which this input has not")
+        shift = nn.Parameter(torch.zeros(math.prod(target.shape), **like)) if spec.shift else None
+        self.register_parameter("shift", shift)
+        self._batches = 0
+
+    def _group_count(self) -> int:
+        granularity, shape = self.spec.granularity, self.target.shape
+        if granularity == "tensor" or (self.target.weight and granularity == "row"):
+            return self.groups
+        if not self.target.weight and granularity == "head" and len(shape) == 3:
+            return shape[0]
+        raise ValueError(
+            f"quantizer {self.spec}: a learned scale needs a fixed number of groups; allowed are tensor, row and head "
+            "for weights, tensor for inputs, and head for the operands of attention products"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return shift + x on the grid; while observing, set the scale from x first."""
+        x = self._shifted(x)
+        if self.observing:
+            self.observe(self.heads_first(x))
+        else:
+            self.require_ready()
+        return super().forward(x)
+
+    def put_on_grid(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Shift, then round."""
+        return super().put_on_grid(self._shifted(x))
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        return x if self.shift is None else x + self.shift.reshape(self.target.shape).to(x.dtype)
+
+    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
+        """Look the rows' scales up as well; `l1` multiplies by a norm of the whole table."""
+        if self.spec.granularity != "row" or self.spec.noise_rate is not None or self.spec.grad_scale == "l1":
+            return None
+        if self.observing:
+            return None
+        self.require_ready()
+        scale = look_up(ids, self.step_size.unsqueeze(1))
+        offset = None if self.offset is None else look_up(ids, self.offset.unsqueeze(1))
+        return fake_quantize(look_up(ids, table), self._counted(table.numel()), self.spec.estimator, scale, offset)
+
+    def _counted(self, elements: int) -> Formula:
+        spec = self.spec
+        if spec.kind == "seq":
+            return Seq(spec.bits or 0, count=elements)
+        assert spec.bits is not None
+        return Lsq(int(spec.bits), spec.get("signed"), spec.get("grad_scale"), count=elements)
+
+    def scale_and_offset(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return step size and offset, one per row, per head or for all."""
+        return self._spread(self.step_size, x), None if self.offset is None else self._spread(self.offset, x)
+
+    def _spread(self, numbers: Tensor, x: Tensor) -> Tensor:
+        if numbers.numel() == 1:
+            return numbers.reshape([1] * x.ndim)
+        if self.target.weight:
+            return numbers.reshape(-1, *[1] * (x.ndim - 1))
+        return numbers.reshape(-1, 1, 1)
+
+    def step_with_gradient(self, x: Tensor, grad_scale: str | None = None) -> Tensor:
+        """Return the floored step size, broadcastable to x, under the gradient multiplier of the forward or another."""
+        scale, _ = self.scale_and_offset(x)
+        assert scale is not None
+        formula = self.formula(x)
+        if isinstance(formula, Lsq) and grad_scale is not None:
+            formula = replace(formula, grad_scale=grad_scale)
+        positive, multiplier = formula.positive(scale), formula.scale_multiplier(x.detach())
+        return positive * multiplier + (positive * (1 - multiplier)).detach()
+
+    def noise_bounds(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the ends of the grid."""
+        formula, (scale, offset) = self.formula(x), self.scale_and_offset(x)
+        assert isinstance(formula, Learned)
+        assert scale is not None
+        low, high = formula.ends(scale.detach())
+        zero = 0.0 if offset is None else offset.detach()
+        return low + zero, high + zero
+
+    @torch.no_grad()
+    def raise_to_floor(self) -> None:
+        """Keep LSQ's step sizes at their floor at least, so that none has a long way back (published code).
+
+        BiT's are floored in the forward only.
+        """
+        if self.spec.kind == "lsq":
+            self.step_size.clamp_(min=Lsq.floor)
+
+    def initialize(self, weight: Tensor) -> None:
+        """Set the scale from the weight itself."""
+        if not weight.is_meta:
+            self.observe(self.heads_first(weight.detach()))
+            self.mark_ready()
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Set the scale from a batch; over several, to the mean of theirs."""
+        share = 1 / (self._batches + 1)
+        for numbers, initial in zip((self.step_size, self.offset), self._initial(self._grouped(x)), strict=True):
+            if numbers is not None:
+                numbers.copy_(torch.lerp(numbers, initial.to(numbers), share) if self._batches else initial)
+        self._batches += 1
+
+    @property
+    def has_observed(self) -> bool:
+        """Whether calibration has shown it an input."""
+        return self._batches > 0
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        x = x.detach() if x.dtype is torch.float64 else x.detach().float()
+        if self.step_size.numel() == 1:
+            return x.reshape(1, -1)
+        first = x if self.target.weight else x.transpose(0, 1)
+        return first.reshape(self.step_size.numel(), -1)
+
+    def _initial(self, x_GN: Tensor) -> tuple[Tensor, Tensor]:
+        spec = self.spec
+        assert spec.bits is not None
+        rule, zero = spec.get("init"), torch.zeros_like(x_GN[:, 0])
+        if spec.kind == "lsq" and spec.init is None and self.target.weight:
+            rule = "mse"
+        if spec.kind == "seq":
+            step = x_GN.abs().amax(1) if rule == "max" else x_GN.abs().mean(1)
+        elif spec.kind == "elastic":
+            step = self._elastic_step(x_GN, rule)
+        else:
+            low, high = levels(spec.bits, spec.get("signed"))
+            if self.offset is not None and rule == "mse":
+                return mse_step_and_offset(x_GN, low, high)
+            step = STEPS[rule](x_GN, low, high)
+        return torch.where(step > 0, step, 1.0), zero
+
+    def _elastic_step(self, x_GN: Tensor, rule: str) -> Tensor:
+        signed = self.spec.get("signed")
+        low, high = levels(self.spec.bits or 1, signed)
+        if rule == "mean":
+            return mean_step(x_GN, low, high) * (1 if signed else 2)
+        if signed:
+            return x_GN.abs().mean(1)
+        upper = x_GN >= 0.5
+        return (x_GN * upper).sum(1) / upper.sum(1).clamp(min=1)
