@@ -64,7 +64,8 @@ def test_the_step_gets_the_gradient_of_clipped_weights_if_asked():
     step = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     kept = (W / step).clamp(-2, 1) * step
     codes = torch.tensor([[1.0, 1, 0, 0], [-1, -2, 0, 1]], dtype=torch.float64)
-    (expected,) = torch.autograd.grad(bin_regularization(kept, codes, step, low=-2, high=1, aggregation="sum"), step)
+    value = bin_regularization(kept, codes, codes, low=-2, high=1, aggregation="sum")
+    (expected,) = torch.autograd.grad(value, step)
     assert gradient.item() == pytest.approx(expected.item(), rel=1e-12)
     assert gradient.item() != 0
 
@@ -111,3 +112,37 @@ def test_map_distance_counts_pairs_of_real_tokens_only():
     mask = torch.tensor([[True, False]])
     assert attention_map_mse(student, teacher, mask).item() == pytest.approx((0.25 + 0.01) / 2)
     assert attention_map_mse(teacher, teacher).item() == 0
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantizerSpec("statsq", bits=2),
+        QuantizerSpec("seq", bits=2),
+        QuantizerSpec("seq", bits=1.58, granularity="row"),
+        QuantizerSpec("bwn"),
+        QuantizerSpec("twn"),
+        QuantizerSpec("minmax_symmetric", bits=3),
+        QuantizerSpec("minmax_asymmetric", bits=2),
+        QuantizerSpec("lsq", bits=3, offset=True),
+    ],
+    ids=str,
+)
+def test_on_any_grid_weights_on_their_levels_cost_nothing_and_others_do(spec: QuantizerSpec):
+    w = torch.randn(12, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    linear = nn.Linear(16, 12, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.copy_(w)
+    (site,) = weight_sites(QuantLinear.from_float(linear, spec, None))
+    assert oscillation_aware_regularization([site]).item() > 1e-3
+    levels = site.quantized()
+    codes = site.quantizer.codes(w)
+    low, high = int(codes.min()), int(codes.max())
+    per_scale = levels if spec.granularity == "tensor" else levels / levels.abs().amax(1, keepdim=True)
+    assert bin_regularization(per_scale, codes, per_scale, low=low, high=high).item() == pytest.approx(0, abs=1e-20)
+
+
+def test_a_quantizer_without_a_learned_step_cannot_give_it_a_gradient():
+    (site,) = weight_sites(QuantLinear.from_float(nn.Linear(4, 4), QuantizerSpec("bitnet"), None))
+    with pytest.raises(ValueError, match="detach_step=true"):
+        oscillation_aware_regularization([site], detach_step=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ class WeightOnGrid(Protocol):
 
 
 def bin_regularization(
-    w_clipped: Tensor, codes: Tensor, step: Tensor, *, low: int, high: int, aggregation: str = "mean"
+    w_clipped: Tensor, codes: Tensor, levels: Tensor, *, low: int, high: int, aggregation: str = "mean"
 ) -> Tensor:
     """Return D + sum over bins of the unbiased variance of the weights in the bin.
 
@@ -35,7 +36,7 @@ def bin_regularization(
     Args:
         w_clipped: latent weights clamped to the ends of the grid; carries the gradient.
         codes: integer codes of the same shape, as floats.
-        step: step size, broadcastable; detached in D's target.
+        levels: Q(w), D's target, without a gradient.
         low: smallest code.
         high: largest code.
         aggregation: `mean`, `sum` or `norm`.
@@ -46,13 +47,14 @@ def bin_regularization(
     Source: variation-aware quantization (arXiv 2307.00331), OBR; specification section 1.3.
 
     >>> w = torch.tensor([0.9, 1.1, 0.0, -1.0], requires_grad=True)
-    >>> loss = bin_regularization(w, torch.tensor([1.0, 1.0, 0.0, -1.0]), torch.tensor(1.0), low=-2, high=1)
+    >>> codes = torch.tensor([1.0, 1.0, 0.0, -1.0])  # at step 1 the levels too
+    >>> loss = bin_regularization(w, codes, codes, low=-2, high=1)
     >>> round(loss.item(), 4)  # 0.02 / 4 + 0.02
     0.025
     """
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation={aggregation!r}: allowed are {', '.join(AGGREGATIONS)}")
-    squares = (w_clipped - (codes * step).detach()).square()
+    squares = (w_clipped - levels.detach()).square()
     if aggregation == "mean":
         distance = squares.mean()
     elif aggregation == "sum":
@@ -91,7 +93,7 @@ def oscillation_aware_regularization(
             the forward (the published code takes `lsq` here); None for the forward's.
 
     Raises:
-        ValueError: there is no weight to regularize.
+        ValueError: there is no weight to regularize; `detach_step=False` for a quantizer without a learned step.
     """
     chosen = [site for site in sites if max_bits is None or site.quantizer.spec.storage_bits <= max_bits]
     if not chosen:
@@ -105,8 +107,18 @@ def oscillation_aware_regularization(
             codes = grid.codes(y)
         step = grid.step.detach()
         if not detach_step:
+            if not hasattr(quantizer, "step_with_gradient"):
+                raise ValueError(f"OBR: quantizer {quantizer.spec} learns no step; set the loss's detach_step=true")
             step = quantizer.step_with_gradient(w, convolution_grad_scale if w.ndim == 4 else None)
-        low, high = round(grid.low), round(grid.high)
-        kept = (w / step).clamp(low, high) * step
-        terms.append(bin_regularization(kept, codes, step, low=low, high=high, aggregation=aggregation))
+        low, high = math.ceil(grid.low), math.floor(grid.high)
+        kept = _clipped(w, step, grid, low, high)
+        terms.append(bin_regularization(kept, codes, y, low=low, high=high, aggregation=aggregation))
     return torch.stack(terms).sum()
+
+
+def _clipped(w: Tensor, step: Tensor, grid: Any, low: int, high: int) -> Tensor:
+    """Clamp w to the end levels of its grid: the identity between them."""
+    offset = 0.0 if grid.offset is None else grid.offset
+    centred = w if grid.offset is None else w - offset
+    kept = (centred / step).clamp(low + grid.shift, high + grid.shift) * step
+    return kept if grid.offset is None else kept + offset

@@ -206,7 +206,7 @@ def _initial_student(
 ) -> nn.Module:
     if stage.student in ("previous", "split"):
         assert previous is not None
-        student = copy.deepcopy(previous.model)  # the previous one may teach later
+        student = copy.deepcopy(previous.model).requires_grad_(True)  # the previous one may teach, and be frozen then
         return student if stage.student == "previous" else split_ternary(student)
     if stage.student in ("teacher", "narrow"):
         assert teacher is not None
