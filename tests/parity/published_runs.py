@@ -1,4 +1,4 @@
-"""The published BERT runs as the stage runner takes them: batches, initial weights, a module that remembers its steps.
+"""Published runs as the stage runner takes them: batches, initial weights, modules that remember their steps.
 
 Model size, classes, step counts and learning rate come from index.json of the folder named by LOWBIT_VECTORS.
 """
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
 
-from lowbit.training.modules import DistillationModule
+from lowbit.training.modules import DistillationModule, FinetuneModule
 
 FOLDER = Path(os.environ.get("LOWBIT_VECTORS") or Path(__file__).parents[1] / "golden") / "trajectories"
 INDEX = json.loads((FOLDER / "index.json").read_text())
@@ -28,7 +28,7 @@ Batch = dict[str, torch.Tensor]
 class Stream(torch.utils.data.IterableDataset[Batch]):
     """Batches from a recipe step on; the step index runs through both stages."""
 
-    def __init__(self, data: "PublishedBatches") -> None:
+    def __init__(self, data: "PublishedSteps") -> None:
         self.data = data
 
     def __iter__(self) -> Iterator[Batch]:
@@ -36,19 +36,18 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
             yield self.data.batch(step % self.data.period)
 
 
-class PublishedBatches(L.LightningDataModule):
-    """The batches of the run as the stage runner expects them."""
+class PublishedSteps(L.LightningDataModule):
+    """The batches of a published run as the stage runner expects them; `batch` says what is in one."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: str, index: dict[str, Any]) -> None:
         super().__init__()
-        self.tensors = load_file(FOLDER / "batches.safetensors")
-        (period,) = re.findall(r"mod (\d+)", INDEX["batch_of_step"])
-        self.period = int(period)
-        self.first_step = 0
+        self.tensors = load_file(FOLDER / file)
+        (period,) = re.findall(r"mod (\d+)", index["batch_of_step"])
+        self.period, self.first_step = int(period), 0
+        self.evaluated = index["eval_batch"]
 
     def batch(self, index: int) -> Batch:
-        suffix = f".{index}"
-        return {key.removesuffix(suffix): t for key, t in self.tensors.items() if key.endswith(suffix)}
+        raise NotImplementedError
 
     def training_batches(self, step: int, count: int) -> Iterator[Batch]:
         return (self.batch((step + index) % self.period) for index in range(count))
@@ -57,13 +56,24 @@ class PublishedBatches(L.LightningDataModule):
         return DataLoader(Stream(self), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        batch = self.batch(INDEX["eval_batch"])
-        labels = torch.zeros(len(batch["input_ids"]), dtype=torch.long)
+        batch = self.batch(self.evaluated)
+        labels = torch.zeros(len(next(iter(batch.values()))), dtype=torch.long)
         return DataLoader([{**batch, "labels": labels}], batch_size=None)
 
 
-class RecordingModule(DistillationModule):
-    """DistillationModule that remembers what each training step returned."""
+class PublishedBatches(PublishedSteps):
+    """The sentences of the BERT runs."""
+
+    def __init__(self) -> None:
+        super().__init__("batches.safetensors", INDEX)
+
+    def batch(self, index: int) -> Batch:
+        suffix = f".{index}"
+        return {key.removesuffix(suffix): t for key, t in self.tensors.items() if key.endswith(suffix)}
+
+
+class RecordingSteps(FinetuneModule):
+    """FinetuneModule that remembers what each training step returned."""
 
     def __init__(self, *args: Any, log: list[dict[str, float]]) -> None:
         super().__init__(*args)
@@ -74,6 +84,10 @@ class RecordingModule(DistillationModule):
         terms = {name: value.item() for name, value in result["terms"].items()}
         self.log_of_steps.append({"total": result["loss"].item(), **terms})
         return result
+
+
+class RecordingModule(RecordingSteps, DistillationModule):
+    """The same with a teacher."""
 
 
 def initial_model() -> BertForSequenceClassification:

@@ -3,78 +3,35 @@
 Sizes, widths, cases and step counts come from vvtq_index.json (LOWBIT_VECTORS).
 """
 
-import itertools
 import json
-import os
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import timm
 import torch
+from published_runs import FOLDER, TOLERANCE, Batch, PublishedSteps, RecordingSteps, relative
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from lowbit.config.compose import compose, to_config
 from lowbit.modeling import prepare
 from lowbit.recipes import build_recipe
-from lowbit.training.modules import FinetuneModule
 from lowbit.training.stage_runner import fit_stage
 
-FOLDER = Path(os.environ.get("LOWBIT_VECTORS") or Path(__file__).parents[1] / "golden") / "trajectories"
 INDEX = json.loads((FOLDER / "vvtq_index.json").read_text())
-TOLERANCE = 1e-8
-Batch = dict[str, torch.Tensor]
 
 
-class Stream(torch.utils.data.IterableDataset[Batch]):
-    def __init__(self, data: "PublishedBatches") -> None:
-        self.data = data
-
-    def __iter__(self) -> Iterator[Batch]:
-        for step in itertools.count(self.data.first_step):
-            yield self.data.batch(step % self.data.period)
-
-
-class PublishedBatches(L.LightningDataModule):
+class PublishedImages(PublishedSteps):
     def __init__(self) -> None:
-        super().__init__()
-        self.tensors = load_file(FOLDER / "vvtq_batches.safetensors")
-        (period,) = re.findall(r"mod (\d+)", INDEX["batch_of_step"])
-        self.period, self.first_step = int(period), 0
+        super().__init__("vvtq_batches.safetensors", INDEX)
 
     def batch(self, index: int) -> Batch:
         batch = {"pixel_values": self.tensors[f"images.{index}"]}
         soft = self.tensors.get(f"soft_labels.{index}")
         return batch if soft is None else {**batch, "soft_labels": soft}
-
-    def training_batches(self, step: int, count: int) -> Iterator[Batch]:
-        return (self.batch((step + index) % self.period) for index in range(count))
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(Stream(self), batch_size=None)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        batch = self.batch(INDEX["eval_batch"])
-        labels = torch.zeros(len(batch["pixel_values"]), dtype=torch.long)
-        return DataLoader([{**batch, "labels": labels}], batch_size=None)
-
-
-class RecordingModule(FinetuneModule):
-    def __init__(self, *args: Any, log: list[dict[str, float]]) -> None:
-        super().__init__(*args)
-        self.log_of_steps = log
-
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        result = super().training_step(batch, batch_idx)
-        terms = {name: value.item() for name, value in result["terms"].items()}
-        self.log_of_steps.append({"total": result["loss"].item(), **terms})
-        return result
 
 
 def initial_model() -> torch.nn.Module:
@@ -130,8 +87,8 @@ def test_training_run_equals_the_published_code(name: str, tmp_path: Path) -> No
     log: list[dict[str, float]] = []
     instrument = prepare(initial_model(), stage.rules)
     metric = ("accuracy", MulticlassAccuracy(INDEX["model"]["num_classes"]))
-    data = PublishedBatches()
-    fit_stage(RecordingModule(instrument, stage, metric, 1, log=log), data, config.trainer, tmp_path, [])
+    data = PublishedImages()
+    fit_stage(RecordingSteps(instrument, stage, metric, 1, log=log), data, config.trainer, tmp_path, [])
 
     assert len(log) == len(case["steps"]) == INDEX["steps"]
     for number, (ours, theirs) in enumerate(zip(log, case["steps"], strict=True)):
@@ -141,4 +98,4 @@ def test_training_run_equals_the_published_code(name: str, tmp_path: Path) -> No
     with torch.no_grad():
         logits = instrument.run(data.batch(INDEX["eval_batch"])).logits
     expected = load_file(FOLDER / "vvtq_final.safetensors")[f"{name}.final_eval_logits"]
-    assert float((logits - expected).abs().max() / expected.abs().max()) < TOLERANCE
+    assert relative(logits, expected) < TOLERANCE

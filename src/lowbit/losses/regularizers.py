@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -111,14 +112,7 @@ def oscillation_aware_regularization(
                 raise ValueError(f"OBR: quantizer {quantizer.spec} learns no step; set the loss's detach_step=true")
             step = quantizer.step_with_gradient(w, convolution_grad_scale if w.ndim == 4 else None)
         low, high = math.ceil(grid.low), math.floor(grid.high)
-        kept = _clipped(w, step, grid, low, high)
+        line = replace(grid, step=step, origin=None)
+        kept = line.levels(line.coordinate(w).clamp(low, high))  # w, or an end level
         terms.append(bin_regularization(kept, codes, y, low=low, high=high, aggregation=aggregation))
     return torch.stack(terms).sum()
-
-
-def _clipped(w: Tensor, step: Tensor, grid: Any, low: int, high: int) -> Tensor:
-    """Clamp w to the end levels of its grid: the identity between them."""
-    offset = 0.0 if grid.offset is None else grid.offset
-    centred = w if grid.offset is None else w - offset
-    kept = (centred / step).clamp(low + grid.shift, high + grid.shift) * step
-    return kept if grid.offset is None else kept + offset

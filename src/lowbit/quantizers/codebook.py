@@ -47,9 +47,10 @@ class BlockNoiseQuantizer(FakeQuantizer):
         rate = self.spec.get("noise_rate")
         return drop_blocks(x, torch.rand(x.shape[0], self._blocks, device=x.device) >= rate, rate=rate)
 
-    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
-        """Take the whole table: a row that occurs twice has one mask."""
-        return None
+    @property
+    def by_rows(self) -> bool:
+        """No: a row that occurs twice has one mask."""
+        return False
 
     def codes(self, x: Tensor) -> Tensor:
         """There is no grid.
@@ -85,10 +86,13 @@ class CodebookQuantizer(StatefulQuantizer):
         self.require_ready()
         return F.embedding(self.assignments, self.centroids).reshape(x.shape).to(x.dtype)
 
-    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
-        """Spell only the rows that were looked up, unless centroids learn: the layer's look-up knows the padding."""
-        if torch.is_grad_enabled():
-            return None
+    @property
+    def by_rows(self) -> bool:
+        """Not while centroids learn: the layer's look-up knows the padding."""
+        return not torch.is_grad_enabled()
+
+    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor:
+        """Spell only the rows that were looked up."""
         self.require_ready()
         return F.embedding(self.assignments[ids], self.centroids).reshape(*ids.shape, table.shape[1]).to(table.dtype)
 

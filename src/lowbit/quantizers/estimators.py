@@ -11,6 +11,7 @@ arm its own learning-rate search, the plain one included.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -48,7 +49,7 @@ def zero_outside_(x: Tensor, inside: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Estimator:
+class Estimator(ABC):
     """Base: the rule that turns the gradient of the output into that of the input.
 
     Attributes:
@@ -59,9 +60,9 @@ class Estimator:
     reads: ClassVar[frozenset[str]] = frozenset({"x", "y"})
     uniform_only: ClassVar[bool] = False
 
+    @abstractmethod
     def input_gradient(self, grad: Tensor, x: Tensor, y: Tensor, grid: Grid, inside: Tensor | None) -> Tensor:
         """Return dL/dx given dL/dy; `inside` is `grid.inside(x)`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,7 @@ class EWGS(Estimator):
 
     def input_gradient(self, grad: Tensor, x: Tensor, y: Tensor, grid: Grid, inside: Tensor | None) -> Tensor:
         """Scale each element by its distance from the grid."""
-        residual = torch.sub(x, y)
-        if grid.origin is not None:
-            residual.sub_(grid.origin if grid.offset is None else grid.origin - grid.offset)
-        residual.div_(grid.step).clamp_(-0.5, 0.5).mul_(self.delta)  # beyond half a step: outside, or rounding
+        residual = grid.residual(x, y).mul_(self.delta)
         for distance, g in pieces(residual, grad):
             distance.mul_(g.abs()).add_(g)
         return residual if inside is None else zero_outside_(residual, inside)
@@ -213,10 +211,7 @@ class StableQAT(Estimator):
 
     def input_gradient(self, grad: Tensor, x: Tensor, y: Tensor, grid: Grid, inside: Tensor | None) -> Tensor:
         """Evaluate h = 2 / (1 + c) - 1 in one buffer; t + q differs from t - q by an even number, so either serves."""
-        angle = torch.sub(x, y)
-        if grid.origin is not None:
-            angle.sub_(grid.origin if grid.offset is None else grid.origin - grid.offset)
-        angle.div_(grid.step).clamp_(-0.5, 0.5).mul_(math.pi)  # beyond half a step: outside, or rounding
+        angle = grid.residual(x, y).mul_(math.pi)
         coefficients = [math.sqrt(2) * math.pi * a for a in self.coefficients]
         if len(coefficients) == 1:
             c = angle.cos_().mul_(coefficients[0])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowbit.quantizers.estimators import EWGS
 from lowbit.quantizers.functional.core import Formula, fake_quantize
 from lowbit.quantizers.functional.noise import quant_noise
-from lowbit.quantizers.grid import Grid, reduction_dims
+from lowbit.quantizers.grid import HALF, Grid, reduction_dims
 from lowbit.quantizers.spec import QuantizerSpec
 
 LookUp = Callable[[Tensor, Tensor], Tensor]
@@ -81,13 +81,15 @@ class FakeQuantizer(nn.Module):
         return 0
 
     @property
-    def mixes_rows(self) -> bool:
-        """Whether a row on its grid, or its gradient, cannot be had from that row alone.
+    def by_rows(self) -> bool:
+        """Whether rows of a table can be quantized alone, by `quantize_rows`, as they are within the whole.
 
-        Centring and elastic grids read the whole tensor; EWGS is not linear in the gradient, so that a row looked up
-        twice must sum its gradients first.
+        Noise has one mask for the table; centring and elastic grids read all of it; EWGS is not linear in the gradient,
+        so that a row looked up twice must sum its gradients first.
         """
-        return bool(self.spec.center) or self.spec.kind == "elastic" or isinstance(self.spec.estimator, EWGS)
+        spec = self.spec
+        mixed = bool(spec.center) or spec.kind == "elastic" or isinstance(spec.estimator, EWGS)
+        return spec.granularity == "row" and spec.noise_rate is None and not mixed
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` on the grid, same shape and dtype; in training under the spec's noise."""
@@ -107,22 +109,20 @@ class FakeQuantizer(nn.Module):
         """Return `x`, heads first if the scale is per head, on the grid."""
         return fake_quantize(x, self.formula(x), self.spec.estimator, *self.scale_and_offset(x))
 
-    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
-        """Return the rows `ids` of a quantized table, quantizing no others; None if that needs the whole table.
+    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor:
+        """Return the rows `ids` of a quantized table, quantizing no others; only where `by_rows`.
 
         Args:
             ids: row indices, any shape.
             table: the whole weight.
             look_up: (ids, matrix) -> rows, by which the layer reads any matrix with a row per id.
         """
-        if self.spec.granularity != "row" or self.spec.noise_rate is not None:
-            return None
         return fake_quantize(look_up(ids, table), self.spec.formula((ids.ndim,)), self.spec.estimator)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """Return the integer code of every element, as floats."""
-        view = self.heads_first(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+        view = self.heads_first(x.float() if x.dtype in HALF else x)
         y, grid = self.put_on_grid(view)
         return self.heads_back(grid.codes(y), x)
 
@@ -167,13 +167,7 @@ class FakeQuantizer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Keep floating-point state in float32 or wider when the model becomes half precision."""
-
-        def widened(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            half = moved.dtype in (torch.float16, torch.bfloat16)
-            return tensor.to(moved.device, torch.float32) if half else moved
-
-        return super()._apply(widened, recurse)  # type: ignore[no-any-return,no-untyped-call]
+        return super()._apply(kept_wide(fn), recurse)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class StatefulQuantizer(FakeQuantizer):
@@ -240,3 +234,13 @@ def number_like(target: Target) -> dict[str, Any]:
         return {"dtype": torch.float32}
     wide = target.like.dtype is torch.float64
     return {"dtype": torch.float64 if wide else torch.float32, "device": target.like.device}
+
+
+def kept_wide(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return `fn`, the change that `nn.Module.to` applies to each tensor, without a change to half precision."""
+
+    def widened(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return tensor.to(moved.device, torch.float32) if moved.dtype in HALF else moved
+
+    return widened

@@ -6,8 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
+HALF = (torch.float16, torch.bfloat16)
+"""Types whose inputs are quantized in float32 and whose models keep wider scales."""
 Granularity = Literal["tensor", "row", "token", "head"]
 
 
@@ -56,10 +59,14 @@ class Grid:
     offset: Tensor | None = None
     origin: Tensor | None = None
 
+    @property
+    def zero(self) -> Tensor | None:
+        """The input that has the coordinate -shift; None for 0."""
+        return self.offset if self.origin is None else self.origin
+
     def coordinate(self, x: Tensor) -> Tensor:
         """Return t of every element, in a new tensor."""
-        origin = self.offset if self.origin is None else self.origin
-        t = x / self.step if origin is None else (x - origin).div_(self.step)
+        t = self._in_steps(x)
         return t.sub_(self.shift) if self.shift else t
 
     def codes(self, y: Tensor) -> Tensor:
@@ -67,11 +74,25 @@ class Grid:
         codes = y / self.step if self.offset is None else (y - self.offset).div_(self.step)
         return codes.sub_(self.shift).round_()
 
+    def levels(self, codes: Tensor) -> Tensor:
+        """Return the level of each code, or the point of the line through them of each fraction."""
+        levels = (codes + self.shift if self.shift else codes) * self.step
+        return levels if self.offset is None else levels + self.offset
+
+    def residual(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return t - q in a new tensor, at most half a step: beyond lies what is outside, or rounding."""
+        residual = torch.sub(x, y)
+        if self.origin is not None:
+            residual.sub_(self.origin if self.offset is None else self.origin - self.offset)
+        return residual.div_(self.step).clamp_(-0.5, 0.5)
+
     def inside(self, x: Tensor) -> Tensor | None:
         """Return the mask low <= t <= high, or None where nothing can lie outside."""
         if math.isinf(self.low) and math.isinf(self.high):
             return None
         # Compared without the shift, and without centring: additions would round a bound's last bits away.
-        origin = self.offset if self.origin is None else self.origin
-        t = x / self.step if origin is None else (x - origin).div_(self.step)
+        t = self._in_steps(x)
         return t.masked_fill_(t < self.low + self.shift, math.inf) <= self.high + self.shift
+
+    def _in_steps(self, x: Tensor) -> Tensor:
+        return x / self.step if self.zero is None else (x - self.zero).div_(self.step)

@@ -133,8 +133,9 @@ class QuantEmbedding(_QuantizedLayer, nn.Embedding):
         if self.weight_quantizer is None:
             return self._look_up(ids_BL, self.weight)
         quantizer = self.weight_quantizer
-        rows = None if quantizer.mixes_rows else quantizer.quantize_rows(ids_BL, self.weight, self._look_up)
-        return self._look_up(ids_BL, quantizer(self.weight)) if rows is None else rows
+        if quantizer.by_rows:
+            return quantizer.quantize_rows(ids_BL, self.weight, self._look_up)
+        return self._look_up(ids_BL, quantizer(self.weight))
 
     def _look_up(self, ids_BL: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.quantizers.fake_quantizer import LookUp, StatefulQuantizer, Target, number_like
-from lowbit.quantizers.functional.core import Formula, fake_quantize
+from lowbit.quantizers.functional.core import fake_quantize
 from lowbit.quantizers.functional.initial import STEPS, levels, mean_step, mse_step_and_offset
 from lowbit.quantizers.functional.learned import Learned, Lsq, Seq
 from lowbit.quantizers.grid import Grid
@@ -64,23 +64,20 @@ class LearnedQuantizer(StatefulQuantizer):
     def _shifted(self, x: Tensor) -> Tensor:
         return x if self.shift is None else x + self.shift.reshape(self.target.shape).to(x.dtype)
 
-    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
-        """Look the rows' scales up as well; `l1` multiplies by a norm of the whole table."""
-        if self.spec.granularity != "row" or self.spec.noise_rate is not None or self.spec.grad_scale == "l1":
-            return None
-        if self.observing:
-            return None
+    @property
+    def by_rows(self) -> bool:
+        """Not while observing, and not under `l1`, which multiplies by a norm of the whole table."""
+        return super().by_rows and not self.observing and self.spec.grad_scale != "l1"
+
+    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor:
+        """Look the rows' scales up as well."""
         self.require_ready()
         scale = look_up(ids, self.step_size.unsqueeze(1))
         offset = None if self.offset is None else look_up(ids, self.offset.unsqueeze(1))
-        return fake_quantize(look_up(ids, table), self._counted(table.numel()), self.spec.estimator, scale, offset)
-
-    def _counted(self, elements: int) -> Formula:
-        spec = self.spec
-        if spec.kind == "seq":
-            return Seq(spec.bits or 0, count=elements)
-        assert spec.bits is not None
-        return Lsq(int(spec.bits), spec.get("signed"), spec.get("grad_scale"), count=elements)
+        formula = self.spec.formula(())
+        assert isinstance(formula, Learned)
+        formula = replace(formula, count=table.numel())
+        return fake_quantize(look_up(ids, table), formula, self.spec.estimator, scale, offset)
 
     def scale_and_offset(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return step size and offset, one per row, per head or for all."""
@@ -106,7 +103,7 @@ class LearnedQuantizer(StatefulQuantizer):
     def noise_bounds(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the ends of the grid."""
         formula, (scale, offset) = self.formula(x), self.scale_and_offset(x)
-        assert isinstance(formula, Learned)
+        assert isinstance(formula, Lsq | Seq)
         assert scale is not None
         low, high = formula.ends(scale.detach())
         zero = 0.0 if offset is None else offset.detach()

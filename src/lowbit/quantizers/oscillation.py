@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.quantizers.corrections import check_correctable, check_number, cosine_from
+from lowbit.quantizers.fake_quantizer import kept_wide
 from lowbit.quantizers.grid import Grid
 from lowbit.quantizers.state import WeightSite
 
@@ -101,9 +102,7 @@ class OscillationTracker(nn.Module):
         """
         for site, record in self._pairs:
             weight, grid = site.weight, _grid(site)
-            levels = (site.quantizer.heads_first(record.average) + grid.shift) * grid.step
-            if grid.offset is not None:
-                levels += grid.offset
+            levels = grid.levels(site.quantizer.heads_first(record.average))
             levels = site.quantizer.heads_back(levels, weight).to(weight.dtype)
             weight.copy_(torch.where(record.frozen, levels, weight))
 
@@ -145,12 +144,7 @@ class _Record(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Keep averages in float32 when the model becomes half precision: a thousandth is lost in fewer bits."""
-
-        def widened(tensor: Tensor) -> Tensor:
-            moved: Tensor = fn(tensor)
-            return tensor.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
-
-        return super()._apply(widened, recurse)  # type: ignore[no-any-return,no-untyped-call]
+        return super()._apply(kept_wide(fn), recurse)  # type: ignore[no-any-return,no-untyped-call]
 
 
 @dataclass(frozen=True)

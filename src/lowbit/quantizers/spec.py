@@ -218,7 +218,9 @@ KINDS: dict[str, Kind] = {
     "lsq": Kind(_LSQ, lambda s, d: Lsq(_width(s), s.get("signed"), s.get("grad_scale")), inits=tuple(STEPS)),
     "seq": Kind({"init": "max"}, lambda s, d: Seq(s.bits or 0), inits=("max", "mean")),
     "elastic": Kind(_ELASTIC, _elastic, noise=False, inits=("mean", "paper")),
-    "pact": Kind({"symmetric": True, "clip": 2.5}, lambda s, d: Pact(_width(s), s.get("symmetric")), estimators=False),
+    "pact": Kind(
+        {"symmetric": True, "clip": 2.5}, lambda s, d: Pact(d, _width(s), s.get("symmetric")), estimators=False
+    ),
     "static": Kind(
         {"symmetric": True, "momentum": 0.95, "refresh_every": 1},
         lambda s, d: StaticRange(_width(s), s.get("symmetric")),

@@ -15,9 +15,7 @@ from lowbit.quantizers.fake_quantizer import FakeQuantizer, LookUp, StatefulQuan
 from lowbit.quantizers.functional import pact
 from lowbit.quantizers.functional.core import Formula, fake_quantize
 from lowbit.quantizers.functional.dynamic import minimum_and_maximum
-from lowbit.quantizers.functional.loss_aware import Lat
-from lowbit.quantizers.functional.ranges import Pact
-from lowbit.quantizers.grid import Grid, reduction_dims
+from lowbit.quantizers.grid import reduction_dims
 from lowbit.quantizers.learned import LearnedQuantizer
 from lowbit.quantizers.spec import QuantizerSpec
 
@@ -54,14 +52,14 @@ class PactQuantizer(StatefulQuantizer):
         symmetric, low, high = self.spec.get("symmetric"), self.low_of(x), self.high_of(x)
         return pact(x, low, high, bits=bits, granularity=self.spec.granularity, symmetric=symmetric)
 
-    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
-        """Take the whole table: clipped entries of all rows move the clip values."""
-        return None
+    @property
+    def by_rows(self) -> bool:
+        """No: clipped entries of all rows move the clip values."""
+        return False
 
-    def put_on_grid(self, x: Tensor) -> tuple[Tensor, Grid]:
-        """Clip, and take the grid of the clipped tensor."""
-        formula = Pact(int(self.spec.bits or 0), self.spec.get("symmetric"))
-        return formula.clipped(x, self.low_of(x), self.high_of(x), reduction_dims(x, self.spec.granularity))
+    def scale_and_offset(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return the clip values, which travel in these places."""
+        return self.low_of(x), self.high_of(x)
 
     def noise_bounds(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the clip values; through them unselected weights move them too."""
@@ -115,9 +113,10 @@ class StaticQuantizer(StatefulQuantizer):
             self._look(x)
         return super().quantize(x)
 
-    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
-        """Take the whole table: its range is that of all its entries."""
-        return None
+    @property
+    def by_rows(self) -> bool:
+        """No: its range is that of all its entries."""
+        return False
 
     @torch.no_grad()
     def _look(self, x: Tensor) -> None:
@@ -212,19 +211,15 @@ class LossAwareQuantizer(StatefulQuantizer):
 
     def formula(self, x: Tensor) -> Formula:
         """Return TWN's formula until there is curvature."""
-        if self._ready:
-            return super().formula(x)
-        return QuantizerSpec("twn").formula(reduction_dims(x, self.spec.granularity))
+        return self._formula(reduction_dims(x, self.spec.granularity))
 
-    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor | None:
+    def _formula(self, dims: tuple[int, ...]) -> Formula:
+        return self.spec.formula(dims) if self._ready else QuantizerSpec("twn").formula(dims)
+
+    def quantize_rows(self, ids: Tensor, table: Tensor, look_up: LookUp) -> Tensor:
         """Look the rows' curvature up as well."""
-        if self.spec.granularity != "row" or self.spec.noise_rate is not None:
-            return None
-        rows, dims = look_up(ids, table), (ids.ndim,)
-        if not self._ready:
-            return fake_quantize(rows, QuantizerSpec("twn").formula(dims), self._estimator)
-        formula = Lat(dims, self.spec.get("variant"))
-        return fake_quantize(rows, formula, self.spec.estimator, look_up(ids, self.second_moment))
+        second_moment = look_up(ids, self.second_moment) if self._ready else None
+        return fake_quantize(look_up(ids, table), self._formula((ids.ndim,)), self._estimator, second_moment)
 
     def scale_and_offset(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the curvature in the place of a scale."""

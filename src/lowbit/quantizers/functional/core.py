@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 from lowbit.quantizers.estimators import STE, Estimator, zero_outside_
-from lowbit.quantizers.grid import Grid
+from lowbit.quantizers.grid import HALF, Grid
 
 
 @dataclass(frozen=True)
-class Formula:
+class Formula(ABC):
     """One published forward pass: tensor in, tensor on a grid out.
 
     Attributes:
@@ -33,9 +34,9 @@ class Formula:
         """Whether the scale's gradient leaves out the distance to the grid."""
         return False
 
+    @abstractmethod
     def quantize(self, x: Tensor, scale: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Grid]:
         """Return x on the grid, in a new tensor, and the grid. Runs without autograd."""
-        raise NotImplementedError
 
     def positive(self, scale: Tensor) -> Tensor:
         """Return the scale with the formula's floor, so that nothing divides by zero or a negative number."""
@@ -66,7 +67,7 @@ def fake_quantize(
             f"{type(chosen).__name__} needs thresholds half-way between the levels, which "
             f"{type(formula).__name__} does not have: use STE, ClippedSTE or ValueClippedSTE"
         )
-    if x.dtype in (torch.float16, torch.bfloat16):
+    if x.dtype in HALF:
         return _FakeQuantize.apply(x.float(), scale, offset, formula, chosen).to(x.dtype)  # type: ignore[no-any-return]
     return _FakeQuantize.apply(x, scale, offset, formula, chosen)  # type: ignore[no-any-return]
 
@@ -123,8 +124,7 @@ def _scale_gradient(
     if formula.sign_scale:
         terms = grad * y
     else:
-        origin = grid.offset if grid.origin is None else grid.origin
-        distance = x.clone() if origin is None else x - origin
+        distance = x.clone() if grid.zero is None else x - grid.zero
         if inside is not None:
             zero_outside_(distance, inside)
         distance.sub_(y)

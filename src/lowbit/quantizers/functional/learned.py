@@ -7,7 +7,8 @@ estimation gives when alpha is a parameter. `alpha` broadcasts to the input; its
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -182,9 +183,15 @@ def elastic_unsigned(
 
 @dataclass(frozen=True)
 class Learned(Formula):
-    """What the formulas with a learned scale share: a floor, a gradient multiplier, the mask of the grid."""
+    """What the formulas with a learned scale share: a floor, a gradient multiplier, the mask of the grid.
+
+    Attributes:
+        bits: width.
+        count: elements of the whole tensor where only some of its rows are quantized; None for those of the input.
+    """
 
     bits: float
+    count: int | None = field(default=None, kw_only=True)
     floor: ClassVar[float] = 1e-5
 
     @property
@@ -193,13 +200,9 @@ class Learned(Formula):
         return ClippedSTE()
 
     @property
+    @abstractmethod
     def positive_levels(self) -> int:
         """Qp, the largest code."""
-        raise NotImplementedError
-
-    def ends(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the range that the scale spans, without an offset."""
-        raise NotImplementedError
 
     def positive(self, scale: Tensor) -> Tensor:
         """Floor the scale; its gradient still reaches the parameter."""
@@ -207,7 +210,7 @@ class Learned(Formula):
 
     def scale_multiplier(self, x: Tensor) -> Tensor | float:
         """Return 1/sqrt(numel Qp)."""
-        return 1 / math.sqrt(x.numel() * self.positive_levels)
+        return 1 / math.sqrt((self.count or x.numel()) * self.positive_levels)
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,6 @@ class Lsq(Learned):
 
     signed: bool = True
     grad_scale: str = "lsq"
-    count: int | None = None
     floor: ClassVar[float] = 1e-4
 
     def __post_init__(self) -> None:
@@ -238,11 +240,10 @@ class Lsq(Learned):
         """Return LSQ's factor, that of the variation-aware code, or 1."""
         if self.grad_scale == "none":
             return 1.0
-        elements = self.count or x.numel()
         if self.grad_scale == "lsq":
-            return 1 / math.sqrt(elements * self.positive_levels)
+            return super().scale_multiplier(x)
         if self.grad_scale == "vvtq_act":
-            return 1 / (math.sqrt(elements) * self.positive_levels)
+            return 1 / (math.sqrt(self.count or x.numel()) * self.positive_levels)
         return (torch.linalg.vector_norm(x, 1) * self.positive_levels).clamp(min=1e-30).rsqrt()  # type: ignore[no-any-return]
 
     def ends(self, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,7 +265,6 @@ class Lsq(Learned):
 class Seq(Learned):
     """`seq`."""
 
-    count: int | None = None
     limit: ClassVar[float] = 0.99
 
     def __post_init__(self) -> None:
@@ -275,10 +275,6 @@ class Seq(Learned):
     def positive_levels(self) -> int:
         """Qp of the published gradient multiplier."""
         return 1 if self.bits < 2 else int(2 ** (self.bits - 1) - 1)
-
-    def scale_multiplier(self, x: Tensor) -> Tensor | float:
-        """Return 1/sqrt(numel Qp)."""
-        return 1 / math.sqrt((self.count or x.numel()) * self.positive_levels)
 
     def ends(self, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return the range, -alpha and alpha."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from lowbit.quantizers.estimators import ClippedSTE, Estimator, zero_outside_
 from lowbit.quantizers.functional.core import Formula, fake_quantize
 from lowbit.quantizers.functional.dynamic import MinMaxAsymmetric, MinMaxSymmetric, check_bits
-from lowbit.quantizers.grid import Grid, reduction_dims
+from lowbit.quantizers.grid import HALF, Grid, reduction_dims
 
 _TINY = 1e-30
 _ROUNDING = 1 + 1e-6  # on the bounds: the end of the range divided by the step may exceed the number of steps
@@ -45,11 +45,10 @@ def pact(
     >>> x.grad.tolist(), low.grad.item(), high.grad.item()
     ([0.0, 1.0, 1.0, 0.0], 1.0, 1.0)
     """
-    formula = Pact(bits, symmetric)
-    dims = reduction_dims(x, granularity)
-    if x.dtype in (torch.float16, torch.bfloat16):
-        return _Pact.apply(x.float(), low, high, dims, formula).to(x.dtype)  # type: ignore[no-any-return]
-    return _Pact.apply(x, low, high, dims, formula)  # type: ignore[no-any-return]
+    formula = Pact(reduction_dims(x, granularity), bits, symmetric)
+    if x.dtype in HALF:
+        return _Pact.apply(x.float(), low, high, formula).to(x.dtype)  # type: ignore[no-any-return]
+    return _Pact.apply(x, low, high, formula)  # type: ignore[no-any-return]
 
 
 def static_range(
@@ -116,26 +115,26 @@ class StaticRange(Formula):
 
 @dataclass(frozen=True)
 class Pact(Formula):
-    """`pact`: the dynamic grid of a clipped tensor."""
+    """`pact`: the dynamic grid of a clipped tensor; the clip values travel in the places of scale and offset."""
 
+    dims: tuple[int, ...]
     bits: int
     symmetric: bool = True
 
     def __post_init__(self) -> None:
         check_bits(self.bits, minimum=2)
 
-    def clipped(self, x: Tensor, low: Tensor, high: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Grid]:
-        """Return the quantized clip of x, and its grid."""
-        kept = torch.clamp(x, low, high)
-        formula = (MinMaxSymmetric if self.symmetric else MinMaxAsymmetric)(dims, self.bits)
-        return formula.quantize(kept, None, None)
+    def quantize(self, x: Tensor, scale: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Grid]:
+        """Clip, then round to a grid of what is left."""
+        formula = (MinMaxSymmetric if self.symmetric else MinMaxAsymmetric)(self.dims, self.bits)
+        return formula.quantize(torch.clamp(x, scale, offset), None, None)
 
 
 class _Pact(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, dims: tuple[int, ...], formula: Pact) -> Tensor:
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, formula: Pact) -> Tensor:
         ctx.save_for_backward(x, low, high)
-        y, _ = formula.clipped(x, low, high, dims)
+        y, _ = formula.quantize(x, low, high)
         return y
 
     @staticmethod
@@ -146,4 +145,4 @@ class _Pact(torch.autograd.Function):
         above = zero_outside_(grad.clone(), x >= high).sum_to_size(high.shape)
         inside = (x > low).logical_and_(x < high)  # before the clone: both masks and it would be too much at a time
         input_grad = zero_outside_(grad.clone(), inside)
-        return input_grad, below, above, None, None
+        return input_grad, below, above, None
