@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowbit import __version__
+from lowbit import __version__, label_arguments
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, nearest
@@ -155,6 +156,25 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
+def _softlabels(args: argparse.Namespace) -> int:
+    label_arguments.check_arguments(args)
+    loaded = None if args.fkd is not None else load(args.overrides, labelling=True)
+    from lowbit.training.guards import NonFiniteLossError
+    from lowbit.training.soft_labels import LabelOptions, import_soft_labels, write_soft_labels
+
+    names = [field.name for field in dataclasses.fields(LabelOptions)]
+    options = LabelOptions(**{name: getattr(args, name) for name in names})
+    try:
+        if loaded is None:
+            print(import_soft_labels(args.out, args.fkd, args.images, options, skip=args.skip))
+        else:
+            print(write_soft_labels(*loaded, args.out, options))
+    except NonFiniteLossError as error:  # of the teacher's training
+        print(_told(error), file=sys.stderr)
+        return 1
+    return 0
+
+
 def _ls(args: argparse.Namespace) -> int:
     with C.hydra_session():
         groups = {group: C.choices(group) for group in C.groups()}
@@ -203,6 +223,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
+    args.command = shlex.join(["lowbit", *(sys.argv[1:] if argv is None else argv)])
     return args
 
 
@@ -237,6 +258,8 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--out", type=Path, help="write to this file (md unless --format says otherwise)")
     check = verb("check", _check, "compose and validate without training", "lowbit check experiment=digits/ti_g")
     check.add_argument("overrides", nargs="*", help=_OVERRIDES)
+    summary = "write, or resume, a store of a teacher's answers to crops of the training images"
+    label_arguments.add_arguments(verb("softlabels", _softlabels, summary, label_arguments.EXAMPLE), _OVERRIDES)
     ls = verb("ls", _ls, "list config groups, or the choices of one", "lowbit ls method")
     ls.add_argument("group", nargs="?", help="a config group")
     bench = verb("bench", _bench, "measure a distillation step against its parts", "lowbit bench step")

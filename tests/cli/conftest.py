@@ -56,6 +56,18 @@ def few_steps() -> Callable[[list[str]], list[str]]:
     return shortened
 
 
+@pytest.fixture(scope="session")
+def many_glue_rows(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The rows of the GLUE fixtures ten times over: as many as `TINY` asks for."""
+    folder = tmp_path_factory.mktemp("glue")
+    for file in glue.glob("*/*.tsv"):
+        lines = file.read_text().splitlines(keepends=True)
+        header = 0 if file.parent.name == "CoLA" else 1
+        (folder / file.parent.name).mkdir(exist_ok=True)
+        (folder / file.parent.name / file.name).write_text("".join(lines[:header] + 10 * lines[header:]))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One outputs folder for the module, so that its runs share the teachers."""

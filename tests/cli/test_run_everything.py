@@ -23,9 +23,13 @@ with C.hydra_session():
 OTHERS = [
     ["model.kind=vit", "method=ti_g", "scheduler=constant", "model.dropout=0.1"],
     ["model=timm", "model.timm_name=vit_tiny_patch16_224", "model.patch_size=4", "quantizer=w8a8"],
+    ["model=deit_tiny_distilled", "model.pretrained=false", "model.patch_size=4", "quantizer=lsq_w4a4"],
+    ["model=swin_tiny", "model.pretrained=false", "model.dropout=0.1", "method=ti_g"],
     ["data=agreement", "model=bert_micro", "optimizer=bert_adam", "scheduler=cosine", "quantizer=none"],
 ]
 SHALLOW = {"xtc_layers": ["method.layer_map=[0]"]}  # these models have one layer
+STORED = {"digits/variation_aware_mckd": ["data.soft_labels={labels}"]}
+GLUE = ["model=hf", "model.path={bert}", "data.dir={glue}"]
 NEEDS = {name: [f"method={name}"] for name in ("binarybert", "bit_chain", "sdq_ipq")}
 TEXT = ["data=agreement", "model=bert_micro", "method=ternarybert"]
 
@@ -34,14 +38,34 @@ def run(overrides: list[str], outputs: Path) -> int:
     return main(["train", *overrides, f"paths.outputs={outputs}"])
 
 
+@pytest.fixture
+def labels(outputs, tiny):
+    """Return the function from the overrides of a run to the store that they ask for, written at the first need."""
+
+    def folder(overrides: list[str]) -> str:
+        out = str(outputs / "labels")
+        if any("{labels}" in override for override in overrides):
+            rest = [override for override in overrides if "{labels}" not in override]
+            arguments = [out, *rest, *tiny, f"paths.outputs={outputs}", "--crops=5", "--images-per-shard=25"]
+            assert main(["softlabels", *arguments]) == 0
+        return out
+
+    return folder
+
+
 @pytest.mark.parametrize(
     "overrides",
-    [*([f"method={m}", *SHALLOW.get(m, [])] for m in METHODS), *([f"experiment={e}"] for e in EXPERIMENTS), *OTHERS]
+    [*([f"method={m}", *SHALLOW.get(m, [])] for m in METHODS), *OTHERS]
+    + [[f"experiment={e}", *STORED.get(e, []), *(GLUE if e.startswith("glue/") else [])] for e in EXPERIMENTS]
     + [[*TEXT, f"quantizer={q}", *NEEDS.get(q, [])] for q in QUANTIZERS]
     + [["method=ti_m", "quantizer=lsq_w4a4", choice] for choice in AROUND],
     ids=" ".join,
 )
-def test_runs_to_its_end(overrides, few_steps, outputs, runs_in, capsys):
+def test_runs_to_its_end(overrides, few_steps, outputs, runs_in, capsys, labels, many_glue_rows, tiny_bert):
+    overrides = [override.replace("{labels}", labels(overrides)) for override in overrides]
+    overrides = [
+        override.replace("{glue}", str(many_glue_rows)).replace("{bert}", str(tiny_bert)) for override in overrides
+    ]
     before = runs_in(outputs)
     assert run(few_steps(overrides), outputs) == 0
     after = runs_in(outputs)

@@ -1,8 +1,10 @@
 """Configs without composing them anew for every case."""
 
 import copy
+import json
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,28 @@ def changed() -> Changed:
         return cfg
 
     return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A folder that passes for a soft-label store of all digits where nothing but sizes is looked at."""
+    shard = {"rows": 1297, "bytes": 10, "sha256": "of nothing", "skipped": []}
+    manifest = {
+        "format": 1,
+        "data": {"name": "digits", "size": 1297, "identity": "pixels", "probe": "none"},
+        "teacher": {"id": "some", "description": ""},
+        "labels": {"type": "marginal_smoothing_k5", "classes": 10},
+        "crops": {"per_image": 6, "seed": 0},
+        "transform": {"size": 8, "interpolation": "bilinear", "mean": None, "std": None},
+        "images_per_shard": 1297,
+        "command": "lowbit softlabels here",
+        "shards": {"part-00000.parquet": shard},
+    }
+    folder = tmp_path / "store"
+    folder.mkdir()
+    (folder / "part-00000.parquet").write_bytes(b"0123456789")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 @pytest.fixture(autouse=True)

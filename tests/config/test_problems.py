@@ -8,7 +8,7 @@ from lowbit.config.problems import nearest
 # argv, words on stderr
 REFUSED: list[tuple[list[str], list[str]]] = [
     (["train", "method=ti_gg"], ["method=ti_gg: no such choice", "Did you mean 'ti_g'?", "ternarybert"]),
-    (["check", "experiment=digits/ti"], ["no such choice", "Did you mean 'digits/ti_g'?", "agreement/ternarybert"]),
+    (["check", "experiment=digits/bitchain"], ["no such choice", "Did you mean 'digits/bit_chain'?", "digits/ti_g"]),
     (["train", "model.lr=3"], ["no such key 'model.lr'", "Did you mean 'optimizer.lr'?", "Keys here: name, kind"]),
     (["train", "optimizer.kind=sgd"], ["optimizer.kind", "'sgd'", "[adamw, bert_adam]"]),
     (["train", "model=hf", "data=agreement", "data.tokenizer=model"], ["model.path: no value", "model.path=bert"]),

@@ -9,10 +9,12 @@ from omegaconf import OmegaConf
 
 from lowbit.config import compose as C
 from lowbit.config import identity
+from lowbit.config.enums import GlueTask
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 
 ROOT = C.shipped_root()
+GLUE_FILES = Path(__file__).parents[1] / "fixtures" / "glue"
 FILES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("conf", "sweeps")
@@ -24,11 +26,22 @@ SWEEPS = [name for name in FILES if name.startswith("sweeps/")]
 CHOICES = [name for name in FILES if name not in {*HIDDEN, *SWEEPS, "conf/config.yaml"}]
 COMMENTED = sorted({*CHOICES, *SWEEPS})
 
-# What a choice cannot do without; {folder} is a folder that exists and holds model.safetensors.
+# What a choice cannot do without; {folder} exists and holds model.safetensors and store/, a soft-label store,
+# {glue} the files of GLUE.
+GLUE = ["model=hf", "model.path={folder}", "data.dir={glue}"]
 NEEDS = {
+    **{f"data={task.name}": GLUE for task in GlueTask},
+    **{f"experiment=glue/{Path(name).stem}": GLUE for name in CHOICES if name.startswith("conf/experiment/glue/")},
     "model=bert_micro": ["data=agreement"],
     "model=hf": ["model.path={folder}", "data=agreement", "data.tokenizer=model"],
     "model=minilm": ["data=agreement", "data.tokenizer=model"],
+    "model=bert_base": ["data=agreement", "data.tokenizer=model"],
+    "model=bert_large": ["data=agreement", "data.tokenizer=model"],
+    "model=infoxlm_base": ["data=agreement", "data.tokenizer=model"],
+    "model=roberta_base": ["data=agreement", "data.tokenizer=model"],
+    "model=tinybert_4l": ["data=agreement", "data.tokenizer=model"],
+    "model=tinybert_6l": ["data=agreement", "data.tokenizer=model"],
+    "model=xlmr_base": ["data=agreement", "data.tokenizer=model"],
     "model=timm": ["model.timm_name=vit_tiny_patch16_224"],
     "data=agreement": ["model=bert_micro"],
     "quantizer=binarybert": ["method=binarybert"],
@@ -37,6 +50,7 @@ NEEDS = {
     "estimator=ewgs": ["quantizer=bitnet_w158a8"],
     "estimator=stable_qat": ["quantizer=bitnet_w158a8"],
     "teacher=path": ["teacher.path={folder}"],
+    "experiment=digits/variation_aware_mckd": ["data.soft_labels={folder}/store"],
 }
 
 
@@ -47,11 +61,11 @@ def group_and_choice(file: str) -> tuple[str, str]:
 
 def overrides_for(file: str, folder: Path) -> list[str]:
     choice = "=".join(group_and_choice(file))
-    return [choice, *(need.format(folder=folder) for need in NEEDS.get(choice, []))]
+    return [choice, *(need.format(folder=folder, glue=GLUE_FILES) for need in NEEDS.get(choice, []))]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, store: Path) -> Path:
     (tmp_path / "model.safetensors").touch()
     return tmp_path
 

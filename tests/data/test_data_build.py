@@ -16,12 +16,16 @@ def small(**changes: object) -> DataConfig:
     return config(DataKind.agreement, train_size=40, eval_size=20, **changes)
 
 
-def by_letters(texts: list[str]) -> list[list[int]]:
+class ByLetters:
     """A stand-in for a model's tokenizer: letters, so sequences are longer than in words."""
-    return [[100, *(ord(letter) for letter in text), 101] for text in texts]
+
+    pad_token_id = 7
+
+    def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[100, *(ord(letter) for letter in text), 101] for text in texts]}
 
 
-@pytest.mark.parametrize("kind", list(DataKind))
+@pytest.mark.parametrize("kind", [DataKind.digits, DataKind.agreement])
 def test_every_kind_builds_and_info_agrees_with_the_rows(kind: DataKind):
     settings = config(kind, train_size=100, eval_size=20, eval_batch_size=20)
     module = build_datamodule(settings, seed=3)
@@ -47,7 +51,7 @@ def test_info_does_not_generate_sentences(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_model_tokenizer_is_used_with_its_padding():
     settings = small(tokenizer=TokenizerKind.model)
-    module = build_datamodule(settings, seed=0, encode=by_letters, pad_id=7)
+    module = build_datamodule(settings, seed=0, tokenizer=ByLetters())
     assert module.info.vocab_size is None
     assert module.info.max_length is None
     batch = next(iter(module.test_dataloader()))
@@ -56,14 +60,14 @@ def test_a_model_tokenizer_is_used_with_its_padding():
     assert (batch["attention_mask"] == 0).any()
 
 
-def test_own_words_ignore_the_encoder():
-    module = build_datamodule(small(), seed=0, encode=by_letters, pad_id=7)
+def test_own_words_ignore_the_tokenizer():
+    module = build_datamodule(small(), seed=0, tokenizer=ByLetters())
     batch = next(iter(module.test_dataloader()))
     assert (batch["input_ids"][:, 0] == 2).all()
     assert (batch["input_ids"][batch["attention_mask"] == 0] == 0).all()
 
 
-def test_a_model_tokenizer_without_encoder_is_refused():
+def test_a_missing_tokenizer_is_refused():
     with pytest.raises(ValueError, match=r"data\.tokenizer=words"):
         build_datamodule(small(tokenizer=TokenizerKind.model), seed=0)
 
@@ -85,6 +89,7 @@ def test_empty_batches_are_refused(key: str):
         (small(augment=True), "augment"),
         (config(DataKind.digits, tokenizer=TokenizerKind.model), "tokenizer"),
         (config(DataKind.digits, max_length=9), "max_length"),
+        (config(DataKind.digits, length_grouped=True), "length_grouped"),
     ],
 )
 def test_settings_without_effect_are_named(settings: DataConfig, word: str):

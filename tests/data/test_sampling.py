@@ -73,6 +73,36 @@ def test_a_callable_first_step_is_read_when_an_iteration_begins():
     assert next(iter(sampler)).step == 4
 
 
+LENGTHS = torch.randint(3, 60, (1_000,), generator=torch.Generator().manual_seed(0))
+
+
+def grouped(first_step: int = 0, seed: int = 0, rows: int = 1_000) -> StepBatchSampler:
+    return StepBatchSampler(rows, 8, seed, first_step, LENGTHS[:rows])
+
+
+def test_grouped_batches_cover_every_row_once_and_waste_little_padding():
+    epoch = take(grouped(rows=997), 125)
+    assert sorted(row for batch in epoch for row in batch.rows) == list(range(997))
+    assert [len(batch.rows) for batch in epoch] == [8] * 124 + [5]
+    plain = take(StepBatchSampler(997, 8, seed=0), 125)
+    waste = [sum(int(LENGTHS[b.rows].max() * len(b.rows) - LENGTHS[b.rows].sum()) for b in e) for e in (epoch, plain)]
+    assert waste[0] < 0.15 * waste[1]
+
+
+def test_grouped_batches_are_not_in_order_of_length():
+    longest = torch.tensor([float(LENGTHS[batch.rows].max()) for batch in take(grouped(), 125)])
+    position = torch.arange(125.0)
+    assert torch.corrcoef(torch.stack([longest, position]))[0, 1].abs() < 0.2
+
+
+@pytest.mark.parametrize("start", [0, 1, 124, 125, 300])
+def test_a_grouped_sampler_started_at_a_step_continues_the_uninterrupted_one(start: int):
+    uninterrupted = take(grouped(), start + 3)
+    assert take(grouped(first_step=start), 3) == uninterrupted[start:]
+    assert grouped().batch(start) == uninterrupted[start]
+    assert take(grouped(seed=1), 1) != uninterrupted[:1]
+
+
 def test_the_sampler_has_no_length():
     with pytest.raises(TypeError):
         len(StepBatchSampler(10, 4, seed=0))  # type: ignore[arg-type]

@@ -214,7 +214,7 @@ def manifest_of(folder: Path, **changes: object) -> None:
         (cut, "part-00001.parquet is truncated: .* bytes; run `lowbit softlabels data=digits`"),
         (alter, "part-00001.parquet is damaged: .* run `lowbit softlabels data=digits`"),
         (lambda folder: (folder / "part-00000.parquet").unlink(), "part-00000.parquet is missing; run `lowbit softl"),
-        (lambda folder: (folder / "manifest.json").unlink(), "no soft-label store .*`lowbit softlabels`"),
+        (lambda folder: (folder / "manifest.json").unlink(), "no soft-label store .*`lowbit softlabels .*store`"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "no soft-label manifest .*`lowbit softlabels`"),
         (lambda folder: manifest_of(folder, format=9), "has format 9, this version reads 1"),
     ],

@@ -58,6 +58,7 @@ def test_task_loss_of_classes_and_of_numbers():
     expected = (math.log(4 / 3) + math.log(2)) / 2
     assert task_loss(logits, torch.tensor([1, 0])).item() == pytest.approx(expected, rel=1e-6)
     assert task_loss(torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 4.0])).item() == 2.5
+    assert task_loss(torch.zeros(2, 1, dtype=torch.float64), torch.tensor([1.0, 1.0])).dtype is torch.float64
 
 
 # --- hidden states --------------------------------------------------------------------------------------------------

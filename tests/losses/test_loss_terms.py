@@ -134,7 +134,7 @@ def test_a_stage_of_one_step_has_the_first_weight(ramp: str):
     ("settings", "message"),
     [
         ({"kind": "cosine"}, "loss kind 'cosine': allowed are logits, task, hidden"),
-        ({"kind": "task", "ramp": "step"}, "loss ramp 'step': allowed are constant, linear, cosine"),
+        ({"kind": "task", "ramp": "step"}, "loss 'task' ramp 'step': allowed are constant, linear, cosine"),
         ({"kind": "task", "ramp": "linear"}, "loss 'task': .* go together"),
         ({"kind": "task", "weight_end": 0.0}, "loss 'task': .* go together"),
     ],

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
 from lowbit.modeling import Rule
 from lowbit.quantizers import QuantizerSpec
@@ -25,8 +33,10 @@ class Zoo:
     name: str
     make: Callable[..., nn.Module]
     make_batch: Callable[[], Batch]
-    weights: dict[str, tuple[str, Rows]]
+    layers: tuple[str, ...]
+    weights: dict[str, tuple[str, int | None]]
     embedding: str
+    classifier: str
     tolerance: float
 
     def build(self, seed: int = 0, **changes: object) -> nn.Module:
@@ -59,8 +69,12 @@ class Zoo:
 
     def weight(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Parameter, Rows]:
         """Return the weight of a role, and the rows of it that are the role's."""
-        name, rows = self.weights[role]
-        return model.get_parameter(name.format(layer)), rows
+        parameter, block = model.get_parameter(self.weight_name(layer, role)), self.weights[role][1]
+        third = len(parameter) // 3
+        return parameter, ALL if block is None else slice(block * third, (block + 1) * third)
+
+    def weight_name(self, layer: int, role: str) -> str:
+        return f"{self.layers[layer]}.{self.weights[role][0]}.weight"
 
     def perturb(self, model: nn.Module, roles: tuple[str, ...]) -> None:
         with torch.no_grad():
@@ -92,6 +106,28 @@ def bert_batch() -> Batch:
     return {"input_ids": ids * mask, "attention_mask": mask.long(), "token_type_ids": types_ * mask}
 
 
+def xlmr(**changes: object) -> nn.Module:
+    settings = {
+        "vocab_size": 30,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": HEADS,
+        "intermediate_size": 24,
+        "max_position_embeddings": 14,  # two more than tokens: positions begin behind the padding id
+        "type_vocab_size": 1,
+        "num_labels": CLASSES,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return XLMRobertaForSequenceClassification(XLMRobertaConfig(**settings | changes))
+
+
+def xlmr_batch() -> Batch:
+    ids = torch.randint(4, 30, (3, 7), generator=torch.Generator().manual_seed(5))
+    mask = torch.arange(7) < torch.tensor([[7], [4], [5]])
+    return {"input_ids": ids.where(mask, 1), "attention_mask": mask.long()}
+
+
 def hf_vit(**changes: object) -> nn.Module:
     settings = {
         "image_size": 8,
@@ -121,44 +157,98 @@ def timm_deit(**changes: object) -> nn.Module:
     return VisionTransformerDistilled(**timm_settings(changes))
 
 
+def timm_swin(**changes: object) -> nn.Module:
+    """Windows of 2x2 tokens: four, shifted by one token in layer 1, then one in the second stage."""
+    settings = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": CLASSES, "window_size": 2}
+    settings |= {"embed_dim": WIDTH, "depths": (2, 1), "num_heads": (HEADS, 2 * HEADS), "mlp_ratio": 1.5}
+    return SwinTransformer(**settings | changes)
+
+
 def images() -> Batch:
     return {"pixel_values": torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(5))}
 
 
 ALL = slice(None)
 BERT_WEIGHTS = {
-    "query": ("bert.encoder.layer.{}.attention.self.query.weight", ALL),
-    "key": ("bert.encoder.layer.{}.attention.self.key.weight", ALL),
-    "value": ("bert.encoder.layer.{}.attention.self.value.weight", ALL),
-    "attn_out": ("bert.encoder.layer.{}.attention.output.dense.weight", ALL),
-    "norm": ("bert.encoder.layer.{}.attention.output.LayerNorm.weight", ALL),
-    "ffn_in": ("bert.encoder.layer.{}.intermediate.dense.weight", ALL),
-    "ffn_out": ("bert.encoder.layer.{}.output.dense.weight", ALL),
+    "query": ("attention.self.query", None),
+    "key": ("attention.self.key", None),
+    "value": ("attention.self.value", None),
+    "attn_out": ("attention.output.dense", None),
+    "norm": ("attention.output.LayerNorm", None),
+    "ffn_in": ("intermediate.dense", None),
+    "ffn_out": ("output.dense", None),
 }
 VIT_WEIGHTS = {
-    "query": ("vit.layers.{}.attention.q_proj.weight", ALL),
-    "key": ("vit.layers.{}.attention.k_proj.weight", ALL),
-    "value": ("vit.layers.{}.attention.v_proj.weight", ALL),
-    "attn_out": ("vit.layers.{}.attention.o_proj.weight", ALL),
-    "norm": ("vit.layers.{}.layernorm_after.weight", ALL),
-    "ffn_in": ("vit.layers.{}.mlp.fc1.weight", ALL),
-    "ffn_out": ("vit.layers.{}.mlp.fc2.weight", ALL),
+    "query": ("attention.q_proj", None),
+    "key": ("attention.k_proj", None),
+    "value": ("attention.v_proj", None),
+    "attn_out": ("attention.o_proj", None),
+    "norm": ("layernorm_after", None),
+    "ffn_in": ("mlp.fc1", None),
+    "ffn_out": ("mlp.fc2", None),
 }
 TIMM_WEIGHTS = {
-    "query": ("blocks.{}.attn.qkv.weight", slice(0, WIDTH)),
-    "key": ("blocks.{}.attn.qkv.weight", slice(WIDTH, 2 * WIDTH)),
-    "value": ("blocks.{}.attn.qkv.weight", slice(2 * WIDTH, 3 * WIDTH)),
-    "attn_out": ("blocks.{}.attn.proj.weight", ALL),
-    "norm": ("blocks.{}.norm2.weight", ALL),
-    "ffn_in": ("blocks.{}.mlp.fc1.weight", ALL),
-    "ffn_out": ("blocks.{}.mlp.fc2.weight", ALL),
+    "query": ("attn.qkv", 0),
+    "key": ("attn.qkv", 1),
+    "value": ("attn.qkv", 2),
+    "attn_out": ("attn.proj", None),
+    "norm": ("norm2", None),
+    "ffn_in": ("mlp.fc1", None),
+    "ffn_out": ("mlp.fc2", None),
 }
+
+
+def numbered(template: str) -> tuple[str, ...]:
+    return tuple(template.format(index) for index in range(DEPTH))
+
+
+BLOCKS = numbered("blocks.{}")
 ZOO = (
-    Zoo("hf_bert", bert, bert_batch, BERT_WEIGHTS, "bert.embeddings.word_embeddings.weight", 0.0),
-    Zoo("hf_vit", hf_vit, images, VIT_WEIGHTS, "vit.embeddings.position_embeddings", 0.0),
-    Zoo("timm_vit", timm_vit, images, TIMM_WEIGHTS, "pos_embed", 1e-6),
-    Zoo("timm_deit", timm_deit, images, TIMM_WEIGHTS, "pos_embed", 1e-6),
+    Zoo(
+        "hf_bert",
+        bert,
+        bert_batch,
+        numbered("bert.encoder.layer.{}"),
+        BERT_WEIGHTS,
+        "bert.embeddings.word_embeddings.weight",
+        "classifier",
+        0.0,
+    ),
+    Zoo(
+        "hf_vit",
+        hf_vit,
+        images,
+        numbered("vit.layers.{}"),
+        VIT_WEIGHTS,
+        "vit.embeddings.position_embeddings",
+        "classifier",
+        0.0,
+    ),
+    Zoo("timm_vit", timm_vit, images, BLOCKS, TIMM_WEIGHTS, "pos_embed", "head", 1e-6),
+    Zoo("timm_deit", timm_deit, images, BLOCKS, TIMM_WEIGHTS, "pos_embed", "head", 1e-6),
+    Zoo(
+        "hf_xlmr",
+        xlmr,
+        xlmr_batch,
+        numbered("roberta.encoder.layer.{}"),
+        BERT_WEIGHTS,
+        "roberta.embeddings.word_embeddings.weight",
+        "classifier.out_proj",
+        0.0,
+    ),
+    Zoo(
+        "timm_swin",
+        timm_swin,
+        images,
+        ("layers.0.blocks.0", "layers.0.blocks.1", "layers.1.blocks.0"),
+        TIMM_WEIGHTS,
+        "patch_embed.proj.weight",
+        "head.fc",
+        1e-6,
+    ),
 )
+UNIFORM = tuple(zoo for zoo in ZOO if zoo.name != "timm_swin")
+HF = tuple(zoo for zoo in ZOO if zoo.is_hf)
 
 
 @pytest.fixture(params=ZOO, ids=lambda zoo: zoo.name)
@@ -167,7 +257,13 @@ def zoo(request: pytest.FixtureRequest) -> Zoo:
     return request.param
 
 
-@pytest.fixture(params=ZOO[:2], ids=lambda zoo: zoo.name)
+@pytest.fixture(params=UNIFORM, ids=lambda zoo: zoo.name)
+def uniform_zoo(request: pytest.FixtureRequest) -> Zoo:
+    """The families whose layers are all alike, in turn."""
+    return request.param
+
+
+@pytest.fixture(params=HF, ids=lambda zoo: zoo.name)
 def hf_zoo(request: pytest.FixtureRequest) -> Zoo:
     """The Hugging Face families in turn."""
     return request.param
@@ -181,6 +277,16 @@ def bert_zoo() -> Zoo:
 @pytest.fixture
 def timm_zoo() -> Zoo:
     return ZOO[2]
+
+
+@pytest.fixture
+def xlmr_zoo() -> Zoo:
+    return ZOO[4]
+
+
+@pytest.fixture
+def swin_zoo() -> Zoo:
+    return ZOO[5]
 
 
 @pytest.fixture

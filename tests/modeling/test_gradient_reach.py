@@ -60,8 +60,7 @@ def test_reach_of_the_published_losses_together(zoo, w2a8, mode: str, quantized:
         role: role not in UNREACHED[mode] for role in ROLES
     }
     assert student.model.get_parameter(zoo.embedding).grad.any()
-    head = student.model.get_parameter("head.weight" if not zoo.is_hf else "classifier.weight")
-    assert head.grad.any()
+    assert student.model.get_parameter(f"{zoo.classifier}.weight").grad.any()
 
 
 @pytest.mark.parametrize("mode", SITES)
@@ -148,7 +147,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(hf_zoo, w2a8, mode: str
         student = prepare(model, w2a8())
         if checkpointing:
             model.gradient_checkpointing_enable()
-        name = hf_zoo.weights["ffn_in"][0].format(1).removesuffix(".weight")
+        name = hf_zoo.weight_name(1, "ffn_in").removesuffix(".weight")
         model.get_submodule(name).register_forward_pre_hook(lambda *_, now=checkpointing: calls.append(now))
         site = SITES[mode]
         torch.manual_seed(4)

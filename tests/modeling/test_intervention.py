@@ -108,14 +108,39 @@ def test_quantizers_act_on_injected_tensors(bert_zoo, w2a8):
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
+def test_every_site_has_its_own_mix(hf_zoo):
+    teacher, student = teacher_of(hf_zoo), student_of(hf_zoo)
+    settings = {"attn_out": 0.25, "hidden": 0.0}
+    trace = student.run(hf_zoo.batch(), FIELDS, plan(teacher, *settings, site_mix=settings))
+    expected = student.run(hf_zoo.batch(), FIELDS, plan(teacher, "attn_out", mix=0.25))
+    assert torch.equal(trace.logits, expected.logits)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_mix_of_0_is_the_plain_student(zoo, site: str):
+    """Gradients included: a site that has faded out stops none."""
+    teacher, student = teacher_of(zoo), student_of(zoo)
+    results = []
+    for given in (None, plan(teacher, site, mix=0.0)):
+        student.model.zero_grad()
+        trace = student.run(zoo.batch(), ("scores",), given)
+        (trace.logits.sum() + trace.layers[-1].scores.clamp_min(-1e2).sum()).backward()
+        grads = {name: p.grad.clone() for name, p in student.model.named_parameters() if p.grad is not None}
+        results.append((trace.logits, grads))
+    (plain, grads), (mixed, mixed_grads) = results
+    assert torch.equal(mixed, plain)
+    assert mixed_grads.keys() == grads.keys()
+    assert all(torch.equal(mixed_grads[name], grad) for name, grad in grads.items())
+
+
 @pytest.mark.parametrize("mix", [0.5, 0.25])
 def test_mix_computes_with_part_of_both(hf_zoo, mix: float):
     teacher, student = teacher_of(hf_zoo), student_of(hf_zoo)
     trace = student.run(hf_zoo.batch(), FIELDS, plan(teacher, "attn_out", mix=mix))
     own, theirs = trace.layers[0].attn_out, teacher.layers[0].attn_out
     block = trace.embeddings + (1 - mix) * own + mix * theirs
-    if hf_zoo.name == "hf_bert":
-        block = student.model.bert.encoder.layer[0].attention.output.LayerNorm(block)
+    if hf_zoo.name != "hf_vit":
+        block = student.model.get_submodule(f"{hf_zoo.layers[0]}.attention.output.LayerNorm")(block)
     torch.testing.assert_close(trace.layers[0].attn_block, block, rtol=1e-5, atol=1e-5)
 
 
@@ -207,8 +232,10 @@ def test_shapes_that_differ_are_refused(bert_zoo):
     ("settings", "message"),
     [
         ({"sites": frozenset({"scores"})}, "intervention site 'scores': allowed are probs, context, attn_out, ffn_out"),
-        ({"sites": frozenset({"probs"}), "mix": 0.0}, r"mix=0\.0: allowed is a number above 0 and up to 1"),
+        ({"sites": frozenset({"probs"}), "mix": -0.5}, r"mix=-0\.5: allowed is a number from 0 to 1"),
         ({"sites": frozenset({"probs"}), "mix": 1.5}, r"mix=1\.5"),
+        ({"sites": frozenset({"probs"}), "site_mix": {"probs": 2.0}}, r"mix=2\.0"),
+        ({"sites": frozenset({"probs"}), "site_mix": {"hidden": 1.0}}, "site_mix names 'hidden', the sites are probs"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict, message: str):

@@ -131,7 +131,7 @@ def test_restore_keeps_what_was_trained(zoo, w2a8):
 def test_a_replaced_parameter_survives_restore(zoo, w2a8):
     model = zoo.build()
     instrument = prepare(model, w2a8())
-    name = zoo.weights["ffn_in"][0].format(1)
+    name = zoo.weight_name(1, "ffn_in")
     path, _, key = name.rpartition(".")
     replaced = nn.Parameter(torch.ones_like(model.get_parameter(name)))
     setattr(model.get_submodule(path), key, replaced)
@@ -220,9 +220,9 @@ def test_which_modules_are_quantized(zoo, w2a8):
     counts = {
         kind: sum(type(m) is kind for m in model.modules()) for kind in (QuantLinear, QuantEmbedding, QuantFusedLinear)
     }
-    expected = {"hf_bert": (19, 1, 0), "hf_vit": (18, 0, 0)}.get(zoo.name, (9, 0, 3))
+    expected = {"hf_bert": (19, 1, 0), "hf_xlmr": (19, 1, 0), "hf_vit": (18, 0, 0)}.get(zoo.name, (9, 0, 3))
     assert tuple(counts.values()) == expected
-    assert type(model.get_submodule("head" if not zoo.is_hf else "classifier")) is nn.Linear
+    assert type(model.get_submodule(zoo.classifier)) is nn.Linear
 
 
 def test_quantization_changes_the_logits_and_8_bits_less_than_2(zoo, w2a8):
@@ -332,7 +332,7 @@ def test_other_timm_attention_is_refused_and_the_model_left_as_it_was(timm_zoo, 
 
 def test_a_layer_that_cannot_be_quantized_is_refused_and_the_model_left_as_it_was(zoo, w2a8):
     model = zoo.build()
-    name = zoo.weights["ffn_out"][0].format(DEPTH - 1).removesuffix(".weight")
+    name = zoo.weight_name(DEPTH - 1, "ffn_out").removesuffix(".weight")
     model.get_submodule(name).__class__ = type("LoraLinear", (nn.Linear,), {})
     before = picture(model)
     with pytest.raises(ValueError, match=rf"module '{name}' is a LoraLinear: plain Linear, Embedding and Conv2d"):

@@ -162,7 +162,8 @@ def test_each_role_switches_one_matrix_type(zoo, role: str):
 
 def test_every_role_of_the_model_can_be_matched(zoo):
     model = zoo.build()
-    roles = {"hf_bert": ("word_embedding", "position_embedding", "token_type_embedding", "pooler", "classifier")}
+    text = ("word_embedding", "position_embedding", "token_type_embedding", "pooler", "classifier")
+    roles = {"hf_bert": text, "hf_xlmr": text, "timm_swin": ("patch_embed", "patch_merging", "classifier")}
     extra = roles.get(zoo.name, ("patch_embed", "classifier"))
     prepare(model, (Rule((*ONE_MATRIX, *extra), weight=TWN),))
     floats = [n for n, m in model.named_modules() if type(m) in (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv2d)]
@@ -211,8 +212,8 @@ def test_one_rule_file_fits_every_family(zoo, name: str):
 @pytest.mark.parametrize(("name", "operands"), [("w2a8", 12), ("w8a8", 12), ("none", 0)])
 def test_the_foundation_schemes_quantize_what_they_say(zoo, name: str, operands: int):
     instrument = prepare(zoo.build(), shipped(name))
-    linears = {"none": 0}.get(name, {"hf_bert": 20}.get(zoo.name, 18))
-    assert len(instrument.resolved.weights) == linears  # 3 layers x 6 roles; BERT: pooler and word embedding
+    linears = {"none": 0}.get(name, {"hf_bert": 20, "hf_xlmr": 20}.get(zoo.name, 18))
+    assert len(instrument.resolved.weights) == linears  # 3 layers x 6 roles; text: pooler and word embedding
     assert len(instrument.resolved.operands) == operands
 
 

@@ -50,6 +50,12 @@ def wide(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
 
 
+@pytest.fixture
+def zoo(uniform_zoo):
+    """The families that can be cut; Swin has its own section at the end."""
+    return uniform_zoo
+
+
 @pytest.fixture(
     params=[
         lambda model: reduce_layers(model, [2, 0]),
@@ -356,11 +362,41 @@ def test_a_stopped_gradient_reaches_neither_half(hf_zoo):
     assert seen == [False]
 
 
-def test_a_stopped_gradient_of_a_split_fused_qkv_is_refused(timm_zoo):
-    teacher = prepare(timm_zoo.build(seed=4)).run(timm_zoo.batch(), {"probs"})
-    instrument = prepare(split_ternary(timm_zoo.build()))
-    with pytest.raises(ValueError, match="a split qkv has no single weight"):
-        instrument.run(timm_zoo.batch(), (), Plan(Intervention(frozenset({"probs"})), teacher))
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize(
+    ("site", "stopped"), [("probs", ("query", "key")), ("context", ("query", "key", "value")), ("ffn_out", ())]
+)
+def test_a_stopped_gradient_of_a_split_fused_qkv_reaches_what_it_reaches_unsplit(
+    timm_zoo, site: str, stopped: tuple[str, ...], quantized: bool
+):
+    """The input gets no gradient through the stopped blocks of either half; the weights of all blocks get theirs."""
+    teacher = prepare(timm_zoo.build(seed=4)).run(timm_zoo.batch(), {site})
+    plan = Plan(Intervention(frozenset({site}), layers=frozenset({1})), teacher)
+    split = split_ternary(timm_zoo.build())
+    trace = prepare(split, rules("bwn") if quantized else ()).run(timm_zoo.batch(), {"scores", "context"}, plan)
+    halves = [split.get_parameter(f"blocks.1.attn.qkv.{half}.weight") for half in ("first", "second")]
+    below = split.get_parameter("blocks.0.mlp.fc2.first.weight")
+    reached = {}
+    for field, roles in (("scores", ("query", "key")), ("context", ("value",))):
+        grads = torch.autograd.grad(
+            getattr(trace.layers[1], field).square().sum(), (*halves, below), retain_graph=True, allow_unused=True
+        )
+        reached[field] = grads[2] is not None and bool(grads[2].any())
+        for grad in grads[:2]:
+            rows = dict(zip(("query", "key", "value"), grad.chunk(3), strict=True))
+            assert all(rows[role].any() for role in roles)
+    # Under `probs` the context is the teacher's map times the student's values, which keep their gradient.
+    assert reached == {"scores": "query" not in stopped, "context": "value" not in stopped}
+
+
+@pytest.mark.parametrize("site", ["probs", "context"])
+def test_interventions_on_a_split_fused_qkv_compute_what_they_do_unsplit(timm_zoo, site: str):
+    teacher = prepare(timm_zoo.build(seed=4)).run(timm_zoo.batch(), {site})
+    plan = Plan(Intervention(frozenset({site})), teacher)
+    expected = prepare(timm_zoo.build()).run(timm_zoo.batch(), {"scores"}, plan)
+    trace = prepare(split_ternary(timm_zoo.build())).run(timm_zoo.batch(), {"scores"}, plan)
+    torch.testing.assert_close(trace.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trace.layers[1].scores, expected.layers[1].scores, rtol=1e-4, atol=1e-4)
 
 
 def test_size_of_the_layers_is_that_of_a_full_width_binary_model(bert_zoo):
@@ -413,3 +449,27 @@ def test_learned_input_quantizers_pass_to_both_halves(hf_zoo):
     binary = prepare(split, rules("bwn", learned))
     binary.load_quantizer_state(passed)
     torch.testing.assert_close(binary.run(batch).logits, expected, rtol=1e-10, atol=1e-10)
+
+
+# --- Swin -----------------------------------------------------------------------------------------------------------
+
+
+def test_models_of_stages_are_neither_reduced_nor_narrowed_and_left_as_they_were(swin_zoo):
+    model = swin_zoo.build()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"timm_swin has stages of \[2, 1\] layers.*method\.layer_map"):
+        reduce_layers(model, [0, 2])
+    with pytest.raises(ValueError, match=r"timm_swin has stages of \[2, 1\] layers.*heads cannot be removed"):
+        narrow(model)
+    assert same(snapshot(model), before)
+
+
+@pytest.mark.parametrize("activations", [None, QuantizerSpec("minmax_symmetric", bits=8, granularity="token")])
+def test_ternary_weights_of_swin_are_split_exactly(swin_zoo, activations: QuantizerSpec | None):
+    model, batch = swin_zoo.build().double(), wide(swin_zoo.batch())
+    instrument = prepare(model, rules("twn", activations))
+    ternary = instrument.run(batch, FIELDS)
+    binary = prepare(split_ternary(instrument.restore()), rules("bwn", activations)).run(batch, FIELDS)
+    torch.testing.assert_close(binary.logits, ternary.logits, rtol=1e-10, atol=1e-10)
+    for mine, wanted in zip(binary.layers, ternary.layers, strict=True):
+        torch.testing.assert_close(mine.hidden, wanted.hidden, rtol=1e-10, atol=1e-10)

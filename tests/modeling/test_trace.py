@@ -35,19 +35,23 @@ def test_nothing_is_recorded_by_default(zoo):
 
 def test_shapes(zoo):
     trace = prepare(zoo.build()).run(zoo.batch(), FIELDS)
-    batch, tokens = {"hf_bert": (3, 7), "timm_deit": (4, 6)}.get(zoo.name, (4, 5))
-    square, wide = (batch, HEADS, tokens, tokens), (batch, tokens, WIDTH)
-    shapes = {"scores": square, "probs": square, "context": (batch, HEADS, tokens, WIDTH // HEADS)}
-    for layer in trace.layers:
+    batch, tokens = {"hf_bert": (3, 7), "hf_xlmr": (3, 7), "timm_deit": (4, 6)}.get(zoo.name, (4, 5))
+    sizes = [(batch, tokens, batch, tokens, HEADS, WIDTH)] * DEPTH
+    if zoo.name == "timm_swin":  # windows and their tokens; images and their tokens
+        sizes = [(16, 4, 4, 16, 2, 16), (16, 4, 4, 16, 2, 16), (4, 4, 4, 4, 4, 32)]
+    for layer, (windows, inside, images, all_tokens, heads, width) in zip(trace.layers, sizes, strict=True):
+        square, wide = (windows, heads, inside, inside), (images, all_tokens, width)
+        shapes = {"scores": square, "probs": square, "context": (windows, heads, inside, width // heads)}
+        shapes["attn_out"] = (windows, inside, width)
         for name in LAYER_FIELDS:
             assert getattr(layer, name).shape == shapes.get(name, wide), name
-    assert trace.embeddings.shape == wide
+    assert trace.embeddings.shape == (sizes[0][2], sizes[0][3], WIDTH)
     assert trace.logits.shape == (batch, 3)
 
 
 def test_the_key_mask_is_true_at_real_tokens(zoo):
     mask = prepare(zoo.build()).run(zoo.batch()).key_mask
-    if zoo.name == "hf_bert":
+    if zoo.name in ("hf_bert", "hf_xlmr"):
         assert mask.sum(-1).tolist() == [7, 4, 5]
         assert mask.dtype == torch.bool
     else:
@@ -83,13 +87,14 @@ def test_hidden_states_equal_those_that_timm_computes(timm_zoo):
         close(layer.hidden, hidden)
 
 
-def test_the_points_of_a_layer_fit_together(zoo):
+def test_the_points_of_a_layer_fit_together(uniform_zoo):
     """Each point follows from the one before by the family's own layer equations."""
+    zoo = uniform_zoo
     model = zoo.build()
     trace = prepare(model).run(zoo.batch(), FIELDS)
-    if zoo.name == "hf_bert":
-        norm_1 = [model.bert.encoder.layer[i].attention.output.LayerNorm for i in range(DEPTH)]
-        norm_2 = [model.bert.encoder.layer[i].output.LayerNorm for i in range(DEPTH)]
+    if zoo.name in ("hf_bert", "hf_xlmr"):
+        norm_1 = [model.get_submodule(f"{layer}.attention.output.LayerNorm") for layer in zoo.layers]
+        norm_2 = [model.get_submodule(f"{layer}.output.LayerNorm") for layer in zoo.layers]
     else:
         norm_1 = norm_2 = [nn.Identity()] * DEPTH
     inputs = trace.embeddings
@@ -100,7 +105,7 @@ def test_the_points_of_a_layer_fit_together(zoo):
         close(layer.probs, scores.softmax(-1))
         weight, _ = zoo.weight(model, index, "attn_out")
         merged = layer.context.transpose(1, 2).flatten(2)
-        bias = model.get_parameter(zoo.weights["attn_out"][0].format(index).replace("weight", "bias"))
+        bias = model.get_parameter(zoo.weight_name(index, "attn_out").replace("weight", "bias"))
         close(layer.attn_out, merged @ weight.T + bias)
         close(layer.attn_block, norm_1[index](inputs + layer.attn_out))
         close(layer.hidden, norm_2[index](layer.attn_block + layer.ffn_out))

@@ -1,5 +1,7 @@
 """What happens around a step: the order of corrections and clipping, and the learning rate of scales."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -49,6 +51,29 @@ def test_a_step_moves_scales_at_their_own_rate(kind: str):
         optimizer.step()
         moved.append(float((network[0].weight_quantizer.step_size.detach() - before).abs()))
     assert moved[1] == pytest.approx(moved[0] / 100, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "bert_adam"])
+def test_the_gradient_factor_of_scales_cancels_under_adam_and_counts_under_sgd(kind: str):
+    """Specification of variation-aware quantization, section 5: gradient scaling is a no-op under AdamW."""
+    moved: dict[str, list[float]] = {"same": [], "sgd": []}
+    for update, factor in itertools.product(moved, (1.0, 0.01)):
+        network = model()
+        step_size = network[0].weight_quantizer.step_size
+        before = step_size.detach().clone()
+        settings = Optimizer(kind, 1e-2, 0.0, (0.9, 0.999), 1e-12, None, "parameter", 1e-3, update)
+        optimizer, _ = build_optimizer(network, settings, lambda _: 0.5, fused=False)
+        network(torch.ones(8, 6)).square().sum().backward()
+        step_size.grad.mul_(factor)
+        gradient = step_size.grad.clone()
+        optimizer.step()
+        torch.testing.assert_close(step_size.grad, gradient)
+        moved[update].append(float((step_size.detach() - before).abs()))
+        if update == "sgd":  # p - lr * schedule * gradient
+            torch.testing.assert_close(step_size.detach(), before - 1e-3 * 0.5 * gradient)
+            assert not optimizer.state[step_size].get("exp_avg", torch.zeros(1)).any()
+    assert moved["same"][0] == pytest.approx(moved["same"][1], rel=1e-3)
+    assert moved["sgd"][0] == pytest.approx(100 * moved["sgd"][1], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -43,9 +44,15 @@ class _LowbitSearchPath(SearchPathPlugin):
 
 
 def register() -> None:
-    """Tell Hydra about the root schema and the search path; safe to call twice."""
+    """Tell Hydra about the root schema, the search path and our resolver; safe to call twice."""
+    OmegaConf.register_new_resolver("if_equal", _if_equal, replace=True)
     ConfigStore.instance().store(name="base_config", node=Config)
     Plugins.instance().register(_LowbitSearchPath)
+
+
+def _if_equal(value: Any, other: Any, then: Any, otherwise: Any) -> Any:
+    """Serve `${if_equal:a,b,then,otherwise}`: published rules that depend on the data set or the model."""
+    return then if value == other else otherwise
 
 
 @contextmanager

@@ -8,6 +8,43 @@ class DataKind(Enum):
 
     digits = auto()
     agreement = auto()
+    glue = auto()
+    squad = auto()
+
+
+class GlueTask(Enum):
+    """A task of the GLUE benchmark; `config.glue_tasks` describes each."""
+
+    cola = auto()
+    sst2 = auto()
+    mrpc = auto()
+    stsb = auto()
+    qqp = auto()
+    mnli = auto()
+    qnli = auto()
+    rte = auto()
+    wnli = auto()
+
+
+class SquadVersion(Enum):
+    """A version of SQuAD; in 2.0 a text may not hold the answer. `config.squad_files` describes each."""
+
+    v1_1 = auto()
+    v2_0 = auto()
+
+
+class DataSource(Enum):
+    """Where the rows of a published data set are read: files below `data.dir`, or the Hugging Face hub."""
+
+    folder = auto()
+    hub = auto()
+
+
+class OnBadRow(Enum):
+    """What a row that cannot be used does: stop before anything is trained, or be left out and counted."""
+
+    error = auto()
+    skip = auto()
 
 
 class TokenizerKind(Enum):
@@ -147,6 +184,13 @@ class OptimizerKind(Enum):
 
     adamw = auto()
     bert_adam = auto()
+
+
+class ScaleUpdate(Enum):
+    """How learned scales are updated: by the optimizer of the weights, or by plain gradient descent."""
+
+    same = auto()
+    sgd = auto()
 
 
 class StepCounter(Enum):

@@ -7,7 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lowbit.config.schema import Config
+from lowbit.config.glue_files import fingerprint
+from lowbit.config.label_store import store_digest
+from lowbit.config.schema import Config, DataConfig, DataKind
+from lowbit.config.squad_files import squad_fingerprint
 
 NOT_IDENTITY = (
     "name",
@@ -23,9 +26,11 @@ NOT_IDENTITY = (
     "trainer.progress",
     "data.num_workers",
 )
-# Quantizers with one scale per batch see the evaluation batches; the full-precision teacher does not.
-NOT_TEACHER_IDENTITY = (*NOT_IDENTITY, "data.eval_batch_size")
+# Quantizers with one scale per batch see the evaluation batches; the full-precision teacher does not. It is trained on
+# whole images, so that a store can be written with it.
+NOT_TEACHER_IDENTITY = (*NOT_IDENTITY, "data.eval_batch_size", "data.soft_labels", "data.num_crops")
 
+_FILES = {DataKind.glue: fingerprint, DataKind.squad: squad_fingerprint}
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt")
 
 
@@ -39,13 +44,15 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def run_id(cfg: DictConfig) -> str:
     """Return the id of a run: a hash of the resolved config without `NOT_IDENTITY`.
 
-    Stages count in their order, folders by what is in them, and the teacher only where a stage needs one.
+    Stages count in their order, folders and soft-label stores by what is in them, the teacher only where a stage needs
+    one, and the crops per step only where there is a store.
     """
     content = _content(cfg, NOT_IDENTITY)
     stages = content["method"]["stages"]
     content["method"]["stages"] = list(stages.items())
     if not any(stage["teacher"] or stage["student"] == "teacher" for stage in stages.values()):
         del content["teacher"]
+    _count_soft_labels(content["data"])
     return _digest(content)
 
 
@@ -66,6 +73,8 @@ def _content(cfg: DictConfig, left_out: tuple[str, ...]) -> dict[str, Any]:
         _drop(content, path)
     for part in ("model", "teacher"):
         content[part]["path"] = _fingerprint(content[part]["path"])
+    if content["data"]["kind"] in (kind.name for kind in _FILES):
+        content["data"].update(dir=_files(content["data"]), train_file=None)
     return content
 
 
@@ -74,6 +83,14 @@ def _drop(content: dict[str, Any], path: str) -> None:
     for parent in parents:
         content = content[parent]
     del content[leaf]
+
+
+def _count_soft_labels(data: dict[str, Any]) -> None:
+    folder = data["soft_labels"]
+    if folder is None:
+        del data["soft_labels"], data["num_crops"]
+    else:
+        data["soft_labels"] = store_digest(Path(folder).expanduser()) or folder
 
 
 def _fingerprint(path: str | None) -> str | None:
@@ -87,6 +104,16 @@ def _fingerprint(path: str | None) -> str | None:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _files(settings: dict[str, Any]) -> str | None:
+    """Return a hash of the files of a data set; those of a config that does not validate stand for themselves."""
+    data = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), settings))
+    assert isinstance(data, DataConfig)
+    try:
+        return _FILES[data.kind](data)
+    except (ValueError, OSError):
+        return f"{data.dir} {data.train_file}"
 
 
 def _digest(content: dict[str, Any]) -> str:

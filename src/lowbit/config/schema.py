@@ -10,7 +10,9 @@ from lowbit.config.enums import (
     CorrectionKind,
     CorrectionSchedule,
     DataKind,
+    DataSource,
     EstimatorKind,
+    GlueTask,
     GradScale,
     Granularity,
     LatVariant,
@@ -21,6 +23,7 @@ from lowbit.config.enums import (
     ModelKind,
     NoiseUnit,
     ObrAggregation,
+    OnBadRow,
     OptimizerKind,
     Padding,
     PhaseOrder,
@@ -29,13 +32,16 @@ from lowbit.config.enums import (
     Ramp,
     Reduction,
     ScaleInit,
+    ScaleUpdate,
     SchedulerKind,
     Site,
+    SquadVersion,
     StepCounter,
     StudentInit,
     TeacherSource,
     TokenizerKind,
 )
+from lowbit.config.loss_schema import InterventionConfig, LossConfig, MixConfig, PhaseConfig
 from lowbit.config.quantization_schema import (
     CorrectionConfig,
     EstimatorConfig,
@@ -56,10 +62,12 @@ __all__ = [
     "CorrectionSchedule",
     "DataConfig",
     "DataKind",
+    "DataSource",
     "EstimatorConfig",
     "EstimatorKind",
     "EstimatorsConfig",
     "FakeQuantConfig",
+    "GlueTask",
     "GradScale",
     "Granularity",
     "InterventionConfig",
@@ -71,10 +79,12 @@ __all__ = [
     "LossKind",
     "MaskRule",
     "MethodConfig",
+    "MixConfig",
     "ModelConfig",
     "ModelKind",
     "NoiseUnit",
     "ObrAggregation",
+    "OnBadRow",
     "OptimizerChanges",
     "OptimizerConfig",
     "OptimizerKind",
@@ -90,10 +100,12 @@ __all__ = [
     "Reduction",
     "RuleConfig",
     "ScaleInit",
+    "ScaleUpdate",
     "SchedulerChanges",
     "SchedulerConfig",
     "SchedulerKind",
     "Site",
+    "SquadVersion",
     "StageConfig",
     "StepCounter",
     "StudentInit",
@@ -106,7 +118,14 @@ __all__ = [
 
 @dataclass
 class DataConfig:
-    """A data set and how it is batched."""
+    """A data set and how it is batched.
+
+    `soft_labels` is the folder of a soft-label store (`lowbit softlabels`): training then takes `num_crops` stored
+    crops of each image per step. `batch_size` counts crops, so a pass over the images is `num_crops` epochs.
+
+    `task` to `on_bad_row` are of GLUE, `version` to `max_question_length` of SQuAD: see docs/data.md. `length_grouped`
+    draws training batches of texts of similar length; it counts only where `padding` is `longest`.
+    """
 
     name: str = MISSING
     kind: DataKind = MISSING
@@ -120,13 +139,26 @@ class DataConfig:
     max_length: int | None = None
     split_seed: int = 0
     num_workers: int = 0
+    task: GlueTask | None = None
+    source: DataSource = DataSource.folder
+    dir: str | None = None
+    revision: str | None = None
+    train_file: str | None = None
+    on_bad_row: OnBadRow = OnBadRow.error
+    version: SquadVersion | None = None
+    doc_stride: int | None = None
+    max_question_length: int | None = None
+    length_grouped: bool = False
+    soft_labels: str | None = None
+    num_crops: int = 4
 
 
 @dataclass
 class ModelConfig:
     """An architecture; sizes apply to the random-init kinds, `path` to `hf`, `timm_name` to `timm`.
 
-    `dropout: null` keeps the model's own rates.
+    `dropout: null` keeps the model's own rates. `depths` says how many layers a model of kind `hf` or `timm` has, per
+    stage where it has stages (Swin): what refers to layers is then checked before anything is loaded.
     """
 
     name: str = MISSING
@@ -142,13 +174,15 @@ class ModelConfig:
     package: str | None = None
     timm_name: str | None = None
     pretrained: bool = False
+    depths: list[int] | None = None
 
 
 @dataclass
 class OptimizerConfig:
     """Optimizer and its numbers; parameters of fewer than two dimensions are never decayed.
 
-    `scale_lr` is the peak learning rate of learned step sizes and clip values; null: `lr`.
+    `scale_lr` is the peak learning rate of learned step sizes and clip values; null: `lr`. Under `scale_update: sgd`
+    they follow their gradient without moments, so that its factor (`grad_scale`) counts: under Adam it cancels.
     """
 
     kind: OptimizerKind = OptimizerKind.adamw
@@ -160,6 +194,7 @@ class OptimizerConfig:
     max_grad_norm: float | None = 1.0
     step_counter: StepCounter = StepCounter.parameter
     scale_lr: float | None = None
+    scale_update: ScaleUpdate = ScaleUpdate.same
 
 
 @dataclass
@@ -183,6 +218,7 @@ class OptimizerChanges:
     max_grad_norm: float | None = None
     step_counter: StepCounter | None = None
     scale_lr: float | None = None
+    scale_update: ScaleUpdate | None = None
 
 
 @dataclass
@@ -211,49 +247,6 @@ class TeacherConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-
-
-@dataclass
-class LossConfig:
-    """One loss term; `weight` may move to `weight_end` over the stage."""
-
-    kind: LossKind = MISSING
-    weight: float = 1.0
-    weight_end: float | None = None
-    ramp: Ramp = Ramp.constant
-    reduction: Reduction = Reduction.sum
-    mask: MaskRule = MaskRule.full
-    temperature: float = 1.0
-    start: float = 0.0
-    layers: LayerReduction = LayerReduction.sum
-    aggregation: ObrAggregation = ObrAggregation.mean
-    detach_step: bool = True
-    max_bits: float | None = None
-    convolution_grad_scale: GradScale | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """Whether the term ever counts; one that is off costs nothing."""
-        return self.weight != 0 or self.weight_end is not None
-
-
-@dataclass
-class PhaseConfig:
-    """A part of an intervened stage: the sites replaced, and its share of the stage's steps."""
-
-    sites: list[Site] = MISSING
-    share: int = 1
-    mix: float = 1.0
-
-
-@dataclass
-class InterventionConfig:
-    """Teacher intervention of one stage: phases in sequence, or one drawn at random each step."""
-
-    phases: list[PhaseConfig] = field(default_factory=list)
-    order: PhaseOrder = PhaseOrder.sequential
-    layers: list[int] | None = None
-    stop_gradient: bool = True
 
 
 @dataclass

@@ -12,23 +12,41 @@ from omegaconf.errors import OmegaConfBaseException
 from lowbit.config import compose as C
 from lowbit.config import schema as S
 from lowbit.config.budget import epoch_steps, stage_steps, total_steps
+from lowbit.config.depth import depth_of, depth_problems
+from lowbit.config.glue_files import glue_problems, train_rows
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
 from lowbit.config.quantization import quantization_problems, unused_problems
+from lowbit.config.soft_labels import soft_label_problems
+from lowbit.config.squad_files import squad_problems, train_questions
 
-_TEXT = (S.DataKind.agreement,)
+_TEXT = (S.DataKind.agreement, S.DataKind.glue, S.DataKind.squad)
+# Settings that single kinds of data have, and the kinds.
+_DATA_SETTINGS = {
+    "task": (S.DataKind.glue,),
+    "dir": (S.DataKind.glue, S.DataKind.squad),
+    "revision": (S.DataKind.glue, S.DataKind.squad),
+    "train_file": (S.DataKind.glue,),
+    "version": (S.DataKind.squad,),
+    "doc_stride": (S.DataKind.squad,),
+    "max_question_length": (S.DataKind.squad,),
+}
 _TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
 _IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
 _WITHOUT_TEACHER = (S.LossKind.task, S.LossKind.soft_labels, S.LossKind.obr)
 _SEED_LIMIT = 2**63  # torch takes no larger ones
 
 
-def load(overrides: list[str]) -> tuple[DictConfig, S.Config]:
+def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, S.Config]:
     """Compose and validate one run; return the config as OmegaConf node and as typed object.
+
+    `labelling` is for writing the soft-label store that the run will need: `data.soft_labels` is then null.
 
     Raises:
         ConfigError: listing every problem.
     """
     problems: list[str] = []
+    if labelling:
+        overrides = [*overrides, "data.soft_labels=null"]
     try:
         cfg = C.compose(overrides)
     except CONFIG_ERRORS as error:
@@ -44,6 +62,7 @@ def load(overrides: list[str]) -> tuple[DictConfig, S.Config]:
     try:
         config = C.to_config(cfg)
         problems += [*validate(config), *unused_problems(config.quantizer, overrides)]
+        problems += [] if labelling else soft_label_problems(config)
     except OmegaConfBaseException as error:
         problems.append(explain(error))
     if problems:
@@ -53,7 +72,7 @@ def load(overrides: list[str]) -> tuple[DictConfig, S.Config]:
 
 def validate(config: S.Config) -> list[str]:
     """Return every problem of a typed config, one line each."""
-    checks = (_numbers, _data_and_model, _teacher, quantization_problems, _method, _budget)
+    checks = (_numbers, _data_and_model, depth_problems, _teacher, quantization_problems, _method, _budget)
     return [problem for check in checks for problem in check(config)]
 
 
@@ -102,6 +121,12 @@ def _data_and_model(config: S.Config) -> Iterator[str]:
     is_text = data.kind in _TEXT
     if is_text and model.kind in _IMAGE_MODELS:
         yield f"model={model.name} reads images, data={data.name} is text: use model=bert_micro, minilm or hf"
+    if data.kind in (S.DataKind.glue, S.DataKind.squad):
+        yield from _published_text(data)
+    for key, kinds in _DATA_SETTINGS.items():
+        if data.kind not in kinds and getattr(data, key) is not None:
+            choice = "a GLUE task, for example data=cola" if S.DataKind.glue in kinds else "data=squad or squad_v2"
+            yield f"data.{key}: has no effect on data={data.name}; choose {choice}"
     if not is_text and model.kind is S.ModelKind.bert:
         yield f"model={model.name} reads text, data={data.name} holds images: use model=vit_micro or timm"
     if model.hidden_size % max(model.num_heads, 1):
@@ -109,11 +134,20 @@ def _data_and_model(config: S.Config) -> Iterator[str]:
     if model.kind is S.ModelKind.hf and is_text and data.tokenizer is not S.TokenizerKind.model:
         yield f"model={model.name} has its own vocabulary: set data.tokenizer=model"
     if model.kind is S.ModelKind.bert and data.tokenizer is S.TokenizerKind.model:
-        yield f"model={model.name} has no tokenizer: set data.tokenizer=words"
+        remedy = "set data.tokenizer=words" if data.kind is S.DataKind.agreement else "use model=minilm or hf"
+        yield f"model={model.name} has no tokenizer: {remedy}"
     if model.kind is S.ModelKind.hf:
         yield from _hf_source(model)
     if model.kind is S.ModelKind.timm and model.timm_name is None:
         yield "model.timm_name: no value; set it, for example model.timm_name=deit_tiny_patch16_224"
+
+
+def _published_text(data: S.DataConfig) -> Iterator[str]:
+    yield from glue_problems(data) if data.kind is S.DataKind.glue else squad_problems(data)
+    if data.tokenizer is not S.TokenizerKind.model:
+        yield f"data={data.name} has no word list of its own: set data.tokenizer=model"
+    if data.padding is S.Padding.max_length and data.max_length is None:
+        yield "data.padding=max_length needs a length: set data.max_length, for example data.max_length=128"
 
 
 def _hf_source(model: S.ModelConfig) -> Iterator[str]:
@@ -137,7 +171,7 @@ def _teacher(config: S.Config) -> Iterator[str]:
 
 
 def _method(config: S.Config) -> Iterator[str]:
-    depth = config.model.num_layers
+    depth = depth_of(config.model)
     students = depth if config.method.layer_map is None else len(config.method.layer_map)
     for name, stage in config.method.stages.items():
         where = f"method.stages.{name}"
@@ -152,7 +186,8 @@ def _method(config: S.Config) -> Iterator[str]:
             if not stage.teacher and loss.kind not in _WITHOUT_TEACHER:
                 yield f"{where}, loss {key}: kind {loss.kind.name} needs a teacher; set {where}.teacher=true"
         if stage.intervention is not None:
-            yield from _intervention(f"{where}.intervention", stage, students, config.model.kind)
+            yield from _intervention(f"{where}.intervention", stage, students)
+        yield from _scale_update(where, stage, config)
     yield from _layers(config)
     first = next(iter(config.method.stages.values()), None)
     if first is None:
@@ -161,17 +196,17 @@ def _method(config: S.Config) -> Iterator[str]:
         yield "the first stage has no previous one: set its student to teacher or fresh"
 
 
+def _scale_update(where: str, stage: S.StageConfig, config: S.Config) -> Iterator[str]:
+    update = stage.optimizer.scale_update or config.optimizer.scale_update
+    lr = stage.optimizer.scale_lr or config.optimizer.scale_lr
+    if update is S.ScaleUpdate.sgd and lr is None:
+        yield f"{where}: optimizer.scale_update=sgd needs a rate of its own: set optimizer.scale_lr, for example 1e-3"
+
+
 def _layers(config: S.Config) -> Iterator[str]:
-    depth = config.model.num_layers
-    layer_map, known = config.method.layer_map, config.model.kind not in (S.ModelKind.hf, S.ModelKind.timm)
-    if layer_map is not None and known and (not 0 < len(layer_map) <= depth or set(layer_map) - set(range(depth))):
-        yield f"method.layer_map={layer_map}: give each of 1 to {depth} student layers one of 0 to {depth - 1}"
-    fresh = [name for name, stage in config.method.stages.items() if stage.student is S.StudentInit.fresh]
-    if layer_map is not None and known and len(layer_map) != depth and fresh:
-        yield f"method.layer_map={layer_map}: stage {fresh[0]} has a fresh student of {depth} layers; name as many"
-    target = config.method.embedding_target
-    if target is not None and known and not 0 <= target < depth:
-        yield f"method.embedding_target={target}: must be a teacher layer, 0 to {depth - 1}"
+    depth = depth_of(config.model)
+    if depth is not None:
+        yield from _layer_numbers(config, depth)
     earlier = ["teacher"]
     for name, stage in config.method.stages.items():
         if stage.supervisor not in earlier:
@@ -185,7 +220,19 @@ def _layers(config: S.Config) -> Iterator[str]:
             yield f"quantizer.by_stage.{name}: method={config.method.name} has the stages {stages}"
 
 
-def _intervention(where: str, stage: S.StageConfig, depth: int, kind: S.ModelKind) -> Iterator[str]:
+def _layer_numbers(config: S.Config, depth: int) -> Iterator[str]:
+    layer_map = config.method.layer_map
+    if layer_map is not None and (not 0 < len(layer_map) <= depth or set(layer_map) - set(range(depth))):
+        yield f"method.layer_map={layer_map}: give each of 1 to {depth} student layers one of 0 to {depth - 1}"
+    fresh = [name for name, stage in config.method.stages.items() if stage.student is S.StudentInit.fresh]
+    if layer_map is not None and len(layer_map) != depth and fresh:
+        yield f"method.layer_map={layer_map}: stage {fresh[0]} has a fresh student of {depth} layers; name as many"
+    target = config.method.embedding_target
+    if target is not None and not 0 <= target < depth:
+        yield f"method.embedding_target={target}: must be a teacher layer, 0 to {depth - 1}"
+
+
+def _intervention(where: str, stage: S.StageConfig, depth: int | None) -> Iterator[str]:
     intervention = stage.intervention
     assert intervention is not None
     if not stage.teacher:
@@ -195,19 +242,36 @@ def _intervention(where: str, stage: S.StageConfig, depth: int, kind: S.ModelKin
     for index, phase in enumerate(intervention.phases):
         if phase.share < 1:
             yield f"{where}.phases.{index}.share={phase.share}: must be 1 or greater"
-        if not 0 < phase.mix <= 1:
-            yield f"{where}.phases.{index}.mix={phase.mix}: must be above 0 and up to 1"
         if not phase.sites:
             allowed = ", ".join(site.name for site in S.Site)
             yield f"{where}.phases.{index}.sites: empty; allowed: {allowed}"
-    if kind not in (S.ModelKind.hf, S.ModelKind.timm):  # the depth of those is known only once they are loaded
-        for layer in intervention.layers or ():
-            if not 0 <= layer < depth:
-                yield f"{where}.layers: {layer} is no layer of this model; allowed: 0 to {depth - 1}"
+        yield from _mixes(f"{where}.phases.{index}", phase)
+    for layer in intervention.layers or ():
+        if depth is not None and not 0 <= layer < depth:
+            yield f"{where}.layers: {layer} is no layer of this model; allowed: 0 to {depth - 1}"
+
+
+def _mixes(where: str, phase: S.PhaseConfig) -> Iterator[str]:
+    for site in phase.site_mix:
+        if site not in phase.sites:
+            allowed = ", ".join(known.name for known in phase.sites)
+            yield f"{where}.site_mix.{site.name}: not among the phase's sites; allowed: {allowed}"
+    own = {f"{where}.site_mix.{site.name}": mixing for site, mixing in phase.site_mix.items()}
+    for key, mixing in {where: phase, **own}.items():
+        values = {"mix": mixing.mix, "mix_end": mixing.mix_end}
+        for name, value in values.items():
+            if value is not None and not 0 <= value <= 1:
+                yield f"{key}.{name}={value}: must be from 0 to 1"
+        if (mixing.ramp is S.Ramp.constant) != (mixing.mix_end is None):
+            yield f"{key}: `ramp: linear` or `cosine` and `mix_end` go together"
+        if mixing.mix == 0 and not mixing.mix_end:
+            yield f"{key}.mix=0: nothing would be replaced; set a mix, or a mix_end"
 
 
 def _budget(config: S.Config) -> Iterator[str]:
-    rows = config.data.train_size or _TRAIN_ROWS[config.data.kind]
+    rows = config.data.train_size or _train_rows(config.data)
+    if rows is None:
+        return  # files are missing, which another check says
     steps_per_epoch = epoch_steps(rows, max(config.data.batch_size, 1))
     for key, budget in {"budget": config.budget, "teacher.budget": config.teacher.budget}.items():
         if budget.steps is not None and budget.epochs is not None:
@@ -222,3 +286,12 @@ def _budget(config: S.Config) -> Iterator[str]:
     teacher = config.teacher
     if teacher.source is S.TeacherSource.finetune and total_steps(teacher.budget, steps_per_epoch) is None:
         yield "teacher.budget: no total; set teacher.budget.steps=N or teacher.budget.epochs=N"
+
+
+def _train_rows(data: S.DataConfig) -> int | None:
+    if data.kind in _TRAIN_ROWS:
+        return _TRAIN_ROWS[data.kind]
+    try:
+        return train_rows(data) if data.kind is S.DataKind.glue else train_questions(data)
+    except (ValueError, OSError):
+        return None

@@ -16,6 +16,7 @@ from lowbit.data.info import DataInfo
 from lowbit.data.lexicon import VOCABULARY
 from lowbit.data.sampling import Stream, generator_for
 from lowbit.data.splits import Splits, TextSplit
+from lowbit.data.tokens import Tokens
 
 TRAIN_SIZE, EVAL_SIZE = 20_000, 2_000
 # The shortest sentences have three words (`the key falls`); longer ones than this are drawn again.
@@ -126,6 +127,6 @@ def agreement_splits(config: DataConfig, encode: Encode, pad_id: int) -> Splits:
         if info.max_length is not None and longest > info.max_length:
             raise ValueError(f"a sentence has {longest} tokens: set data.max_length={longest} or more")
         labels = torch.tensor([sentence.label for sentence in sentences])
-        return TextSplit(ids, labels, pad_id, pad_to)
+        return TextSplit(Tokens.of(ids), labels, pad_id, pad_to)
 
     return Splits(split(corpus.train), split(corpus.validation), split(corpus.test))

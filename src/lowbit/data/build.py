@@ -2,12 +2,17 @@
 
 import warnings
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from lowbit.config.schema import DataConfig, DataKind, TokenizerKind
-from lowbit.data.agreement import PAD, Encode, agreement_info, agreement_splits, encode_words
+from lowbit.data.agreement import PAD, agreement_info, agreement_splits, encode_words
 from lowbit.data.datamodule import StepDataModule
 from lowbit.data.digits import digits_info, digits_splits
+from lowbit.data.glue import glue_info, glue_splits
 from lowbit.data.info import DataInfo
+from lowbit.data.squad import squad_data, squad_info
+from lowbit.data.stored_crops import labelled_info, with_stored_crops
 
 
 def data_info(config: DataConfig) -> DataInfo:
@@ -17,32 +22,46 @@ def data_info(config: DataConfig) -> DataInfo:
             raise ValueError(f"data.{key}={size} must be at least 1")
     match config.kind:
         case DataKind.digits:
-            return digits_info(config)
+            return labelled_info(config, digits_info(config))
         case DataKind.agreement:
             return agreement_info(config)
+        case DataKind.glue:
+            return glue_info(config)
+        case DataKind.squad:
+            return squad_info(config)
 
 
-def build_datamodule(config: DataConfig, seed: int, encode: Encode | None = None, pad_id: int = PAD) -> StepDataModule:
+def build_datamodule(config: DataConfig, seed: int, tokenizer: Any = None, cache: Path | None = None) -> StepDataModule:
     """Build the data module of a config.
 
     Args:
         config: The data group.
         seed: Seed of row order and augmentation; the split has its own in the config.
-        encode: Texts to token ids with special tokens, for `tokenizer: model`; ignored for own word ids.
-        pad_id: Id of the padding token that goes with `encode`.
+        tokenizer: Hugging Face tokenizer of the model, for `tokenizer: model`; ignored for own word ids.
+        cache: Folder where tokenised files of data sets are kept; None keeps none.
     """
     info = data_info(config)
     _warn_ignored(config, info)
     if config.kind is DataKind.digits:
-        return StepDataModule(info, config, seed, partial(digits_splits, config, seed))
-    if config.tokenizer is TokenizerKind.words:
-        encode, pad_id = encode_words, PAD
-    if encode is None:
-        raise ValueError(
-            "data.tokenizer=model needs a model that brings a tokenizer: pass its `encode`, "
-            "choose such a model (model.kind=hf), or set data.tokenizer=words"
+        return StepDataModule(
+            info, config, seed, partial(with_stored_crops, config, info, seed, partial(digits_splits, config, seed))
         )
-    return StepDataModule(info, config, seed, partial(agreement_splits, config, encode, pad_id))
+    if config.tokenizer is TokenizerKind.words and config.kind is DataKind.agreement:
+        return StepDataModule(info, config, seed, partial(agreement_splits, config, encode_words, PAD))
+    if tokenizer is None:
+        own = ", or set data.tokenizer=words" if config.kind is DataKind.agreement else ""
+        raise ValueError(f"data={config.name} needs a model that brings a tokenizer: use model=minilm or hf{own}")
+    if config.kind is DataKind.glue:
+        return StepDataModule(info, config, seed, partial(glue_splits, config, info, tokenizer, cache))
+    if config.kind is DataKind.squad:
+        info, load = squad_data(config, info, tokenizer, cache)
+        return StepDataModule(info, config, seed, load)
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts)["input_ids"]
+        return ids
+
+    return StepDataModule(info, config, seed, partial(agreement_splits, config, encode, tokenizer.pad_token_id))
 
 
 def _warn_ignored(config: DataConfig, info: DataInfo) -> None:
@@ -50,3 +69,5 @@ def _warn_ignored(config: DataConfig, info: DataInfo) -> None:
         warnings.warn(f"data.augment has no effect on the text of {config.name}", stacklevel=3)
     if info.modality == "image" and (config.tokenizer is TokenizerKind.model or config.max_length is not None):
         warnings.warn(f"data.tokenizer and data.max_length have no effect on the images of {config.name}", stacklevel=3)
+    if info.modality == "image" and config.length_grouped:
+        warnings.warn(f"data.length_grouped has no effect on the images of {config.name}", stacklevel=3)

@@ -9,10 +9,11 @@ from lightning import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lowbit.config.budget import epoch_steps
-from lowbit.config.schema import DataConfig
+from lowbit.config.schema import DataConfig, Padding
+from lowbit.config.soft_labels import rows_per_step
 from lowbit.data.info import DataInfo
 from lowbit.data.sampling import StepBatchSampler, Stream, generator_for
-from lowbit.data.splits import Batch, Split, Splits
+from lowbit.data.splits import Batch, Split, Splits, TextSplit
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class StepDataModule(LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training batches that cover every row once."""
+        """Training batches that hold as many examples as there are rows: with stored crops, a share of a pass."""
         return epoch_steps(self.info.train_size, self._config.batch_size)
 
     @cached_property
@@ -59,22 +60,29 @@ class StepDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return an endless loader; each iteration begins at `first_step` plus the trainer's global step."""
-        sampler = StepBatchSampler(self.info.train_size, self._config.batch_size, self.seed, self._next_step)
-        return self._loader(self.splits.train, sampler)
+        return self._loader(self.splits.train, self._sampler(self._next_step))
 
     def training_batches(self, step: int, count: int) -> Iterator[Batch]:
         """Yield the batches of `count` recipe steps from `step` on, whatever the trainer is doing."""
         self.setup("fit")
-        sampler = StepBatchSampler(self.info.train_size, self._config.batch_size, self.seed, lambda: step)
-        yield from islice(self._loader(self.splits.train, sampler), count)
+        yield from islice(self._loader(self.splits.train, self._sampler(lambda: step)), count)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """Return the validation rows in order."""
-        return self._eval_loader(self.splits.validation)
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Return the validation rows in order; where there are further validation splits, a list with their loaders."""
+        first = self._eval_loader(self.splits.validation)
+        more = [self._eval_loader(split) for split in self.splits.more_validation.values()]
+        return [first, *more] if more else first
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test rows in order."""
+        assert self.splits.test is not None
         return self._eval_loader(self.splits.test)
+
+    def _sampler(self, first_step: Callable[[], int]) -> StepBatchSampler:
+        train = self.splits.train
+        grouped = self._config.length_grouped and self._config.padding is Padding.longest
+        lengths = train.tokens.lengths if grouped and isinstance(train, TextSplit) else None
+        return StepBatchSampler(self.info.train_size, rows_per_step(self._config), self.seed, first_step, lengths)
 
     def _next_step(self) -> int:
         return self.first_step + (0 if self.trainer is None else self.trainer.global_step)

@@ -177,6 +177,6 @@ def import_fkd(
         more = f"\n  - and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         raise ValueError(
             f"{len(problems)} of {len(names)} label files are missing or damaged; fetch them and import again, "
-            f"or skip these images:\n{shown}{more}"
+            f"or skip these images (--skip):\n{shown}{more}"
         )
     return FkdImport(manifest, problems)

@@ -1,8 +1,7 @@
-"""The manifest of a soft-label store: what it holds, of which images, and whether its shards are intact."""
+"""The settings of a soft-label store, and the images that it belongs to."""
 
 import hashlib
 import json
-import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,14 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lowbit.config.label_store import AGAIN, FORMAT, labelled_images
 from lowbit.data.crops import CropRule, CropTransform
 from lowbit.data.label_types import LabelType
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 # Images whose digests the manifest sums up; reading all of a large data set at every start would take hours.
 PROBES = 1024
-AGAIN = "write it anew with `lowbit softlabels`"
 
 
 class Images(Protocol):
@@ -86,6 +83,12 @@ class StoreSettings:
         return parsed
 
 
+def described(manifest: Mapping[str, Any]) -> str:
+    """Return what a store holds, in words."""
+    crops = f"{labelled_images(manifest)} images x {manifest['crops']['per_image']} crops"
+    return f"{crops}, {manifest['labels']['type']}, by teacher {manifest['teacher']['id']}"
+
+
 def image_digest(image: Tensor) -> str:
     """Return 16 hexadecimal digits that tell pixels, shape and type."""
     head = f"{image.dtype} {tuple(image.shape)} ".encode()
@@ -110,47 +113,11 @@ def probe(digest: Callable[[int], str], size: int) -> str:
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder, None if it has none; raise ValueError if it is damaged."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        manifest = json.loads(path.read_bytes())
-        found = manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no soft-label manifest ({error}): delete {folder} and {AGAIN}") from error
-    if found != FORMAT:
-        raise ValueError(f"{path} has format {found}, this version reads {FORMAT}: delete {folder} and {AGAIN}")
-    return dict(manifest)
-
-
 def write_json(path: Path, payload: Any) -> None:
     """Write a file so that a reader sees the old one or the whole new one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(json.dumps(payload, indent=2) + "\n")
     temporary.replace(path)
-
-
-def shard_names(manifest: Mapping[str, Any]) -> list[str]:
-    """Return the file names of every shard, in order."""
-    count = math.ceil(manifest["data"]["size"] / manifest["images_per_shard"])
-    return [f"part-{number:05d}.parquet" for number in range(count)]
-
-
-def damage(folder: Path, manifest: Mapping[str, Any], name: str, checksum: bool = True) -> str | None:
-    """Say what is wrong with a shard, or None."""
-    facts, path = manifest["shards"].get(name), folder / name
-    if facts is None:
-        return "has not been written yet: the store is unfinished"
-    if not path.exists():
-        return "is missing"
-    size = path.stat().st_size
-    if size != facts["bytes"]:
-        return f"is {'truncated' if size < facts['bytes'] else 'damaged'}: {size} of {facts['bytes']} bytes"
-    if checksum and sha256_of(path) != facts["sha256"]:
-        return "is damaged: its SHA-256 is not that of the manifest"
-    return None
 
 
 def check_images(folder: Path, data: Mapping[str, Any], images: Images, names: Sequence[str] | None) -> None:
@@ -159,16 +126,10 @@ def check_images(folder: Path, data: Mapping[str, Any], images: Images, names: S
     if len(images) != data["size"]:
         raise ValueError(f"{said}, not for {len(images)} images: name its folder or {AGAIN}")
     if data["identity"] == "names" and names is None:
-        raise ValueError(f"{said} and knows them by file name: this data set has no file names")
+        raise ValueError(f"{said} and knows them by file name: this data set has no file names; {AGAIN}")
     known = pixel_digest(images) if data["identity"] == "pixels" or names is None else name_digest(names)
     if probe(known, data["size"]) != data["probe"]:
         raise ValueError(
             f"{said}, which are other images than these (another data set, order, split or normalisation): "
             f"name its folder or {AGAIN}"
         )
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

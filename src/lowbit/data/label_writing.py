@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
+from lowbit.config.label_store import MANIFEST, damage, read_manifest, sha256_of, shard_names
 from lowbit.data.crops import Crops
-from lowbit.data.label_manifest import MANIFEST, damage, read_manifest, sha256_of, shard_names, write_json
+from lowbit.data.label_manifest import write_json
 from lowbit.data.label_types import LabelKind, LabelType, StoredLabels
 
 Advance = Callable[[float], None]
@@ -47,7 +48,7 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     size, step = plan["data"]["size"], plan["images_per_shard"]
     with FileLock(folder / ".lock"), bar(size, progress) as advance:
-        manifest = _resumed(folder, plan)
+        manifest = resumed_manifest(folder, plan)
         for old in folder.glob(".*.tmp"):
             old.unlink()
         for name, start in zip(shard_names(manifest), range(0, size, step), strict=True):
@@ -65,10 +66,20 @@ def write_shards(
         return manifest
 
 
-def _resumed(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Return the plan with the shards of an earlier call; refuse those of another plan."""
+def resumed_manifest(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the plan with the shards of an earlier call.
+
+    Raises:
+        ValueError: the folder holds a store of another plan, or something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder")
     old = read_manifest(folder)
     if old is None:
+        ours = {MANIFEST, *shard_names(plan)}
+        others = [path.name for path in folder.glob("[!.]*") if path.name not in ours]
+        if others:
+            raise ValueError(f"{folder} holds other files ({others[0]}): name a new folder, or one of a store")
         return plan
     wrong = [key for key in plan if key not in ("shards", "command") and old.get(key) != plan[key]]
     if wrong:
@@ -81,7 +92,7 @@ def _write_shard(
     path: Path, rows: Sequence[LabelledImage], indices: range, manifest: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write a shard under a temporary name, rename it, and return its facts."""
-    from datasets import Array2D, Dataset, Features, List, Value  # type: ignore[import-untyped]
+    from datasets import Array2D, Dataset, Features, List, Value
 
     count, classes = manifest["crops"]["per_image"], manifest["labels"]["classes"]
     label_type = LabelType.parse(manifest["labels"]["type"])

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+GROUPED_BATCHES = 50  # as in transformers' length-grouped sampler
+
 
 class Stream(IntEnum):
     """Second part of a generator key: keeps uses of one seed from sharing their random numbers."""
@@ -45,10 +47,19 @@ class StepBatchSampler(Sampler[StepRows]):
     """Endless batch sampler in which the batch of step g depends on (seed, g) alone.
 
     Epoch `g // steps_per_epoch` has its own permutation; its last batch may be smaller than the others. There is no
-    `__len__`, so Lightning takes the loader for infinite and `max_steps` decides when training ends.
+    `__len__`, so Lightning takes the loader for infinite and `max_steps` decides when training ends. With `lengths`,
+    the rows of a batch are of similar length: they are sorted within random groups of 50 batches, and the batches of
+    the epoch then shuffled.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int, first_step: int | Callable[[], int] = 0) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        batch_size: int,
+        seed: int,
+        first_step: int | Callable[[], int] = 0,
+        lengths: Tensor | None = None,
+    ) -> None:
         """Set up the order; a callable `first_step` is asked anew each time that an iteration begins."""
         if num_rows < 1 or batch_size < 1:
             raise ValueError(f"need at least one row and a batch size of 1, got {num_rows} rows in {batch_size}s")
@@ -56,6 +67,7 @@ class StepBatchSampler(Sampler[StepRows]):
         self.batch_size = batch_size
         self.seed = seed
         self.first_step = first_step
+        self.lengths = lengths
 
     @property
     def steps_per_epoch(self) -> int:
@@ -84,7 +96,18 @@ class StepBatchSampler(Sampler[StepRows]):
                 step += 1
 
     def _permutation(self, epoch: int) -> Tensor:
-        return torch.randperm(self.num_rows, generator=generator_for(self.seed, Stream.order, epoch))
+        generator = generator_for(self.seed, Stream.order, epoch)
+        order = torch.randperm(self.num_rows, generator=generator)
+        if self.lengths is None:
+            return order
+        group = torch.arange(self.num_rows) // (self.batch_size * GROUPED_BATCHES)
+        lengths = self.lengths[order]
+        order = order[(group * (lengths.max() + 1) + lengths).argsort(stable=True)]
+        full = self.num_rows // self.batch_size
+        batches = order[: full * self.batch_size].view(full, self.batch_size)
+        # The partial batch stays the last one.
+        shuffled = batches[torch.randperm(full, generator=generator)].flatten()
+        return torch.cat([shuffled, order[full * self.batch_size :]])
 
     def _slice(self, step: int, position: int, permutation: Tensor) -> StepRows:
         start = position * self.batch_size

@@ -7,17 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lowbit.config.label_store import AGAIN, shard_names, whole_manifest
 from lowbit.data.crops import CropTransform
-from lowbit.data.label_manifest import (
-    AGAIN,
-    MANIFEST,
-    Images,
-    check_images,
-    damage,
-    image_digest,
-    read_manifest,
-    shard_names,
-)
+from lowbit.data.label_manifest import Images, check_images, image_digest
 from lowbit.data.label_types import LabelType, StoredLabels, expand
 from lowbit.data.label_writing import quiet
 
@@ -45,7 +37,7 @@ class SoftLabelStore:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], cache_dir: Path | None = None) -> None:
         """Map the shards of a verified manifest; `open` is the way in."""
-        from datasets import Dataset  # type: ignore[import-untyped]
+        from datasets import Dataset
 
         self.folder, self.manifest = folder, manifest
         self.label_type = LabelType.parse(manifest["labels"]["type"])
@@ -88,24 +80,9 @@ class SoftLabelStore:
         Raises:
             ValueError: no store, an unfinished or damaged one, or one of other images, labels or classes.
         """
-        manifest = read_manifest(folder)
-        if manifest is None:
-            raise ValueError(f"{folder}: no soft-label store (no {MANIFEST}); write one with `lowbit softlabels`")
-        again = f"run `{manifest['command']}`"
-        for name in shard_names(manifest):
-            problem = damage(folder, manifest, name, checksum=verify)
-            if problem is not None:
-                raise ValueError(f"{folder / name} {problem}; {again}, which rewrites only what is missing")
-        labels, data = manifest["labels"], manifest["data"]
-        if label_type is not None and labels["type"] != str(LabelType.parse(label_type)):
-            raise ValueError(
-                f"{folder} holds labels of type {labels['type']}, not {label_type}; ask for that or {again} anew"
-            )
-        if num_classes is not None and labels["classes"] != num_classes:
-            raise ValueError(f"{folder} holds labels of {labels['classes']} classes, the data set has {num_classes}")
-        check_images(folder, data, images, names)
-        if not sum(shard["rows"] for shard in manifest["shards"].values()):
-            raise ValueError(f"{folder} holds no labels: every image was skipped at the import; {again}")
+        manifest = matching_manifest(
+            folder, images, names=names, label_type=label_type, num_classes=num_classes, verify=verify
+        )
         return cls(folder, manifest, cache_dir)
 
     def row(self, index: int) -> Answers:
@@ -136,6 +113,27 @@ class SoftLabelStore:
         classes = kept.get("classes", torch.empty(len(chosen), 0))
         probs = expand(StoredLabels(classes, kept["probabilities"]), self.label_type, self.num_classes)
         return Answers(kept["coords"], kept["flip"][:, 0], probs)
+
+
+def matching_manifest(
+    folder: Path,
+    images: Images,
+    *,
+    names: Sequence[str] | None = None,
+    label_type: str | None = None,
+    num_classes: int | None = None,
+    verify: bool = True,
+) -> dict[str, Any]:
+    """Return the manifest of a store that fits; arguments and errors of `SoftLabelStore.open`, which maps it too."""
+    manifest = whole_manifest(folder, checksums=verify)
+    labels, again = manifest["labels"], f"run `{manifest['command']}` anew"
+    if label_type is not None and labels["type"] != str(LabelType.parse(label_type)):
+        raise ValueError(f"{folder} holds labels of type {labels['type']}, not {label_type}; ask for that or {again}")
+    if num_classes is not None and labels["classes"] != num_classes:
+        said = f"{folder} holds labels of {labels['classes']} classes, the data set has {num_classes}"
+        raise ValueError(f"{said}: name its own store, or write one with `lowbit softlabels`")
+    check_images(folder, manifest["data"], images, names)
+    return manifest
 
 
 def _values(column: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """Splits held in memory that turn the rows of a batch into tensors at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lowbit.data.sampling import StepRows, Stream, generator_for
+from lowbit.data.tokens import Tokens
 
 Batch: TypeAlias = dict[str, Tensor]
 
@@ -81,31 +82,23 @@ class ImageSplit(Split):
 class TextSplit(Split):
     """Token ids and labels, padded on the right to `pad_to`, or to the longest sequence of the batch if it is None."""
 
-    def __init__(self, ids: Sequence[Sequence[int]], labels: Tensor, pad_id: int, pad_to: int | None) -> None:
-        """Store the sequences as one padded matrix: a batch is then a gather and a slice."""
+    def __init__(self, tokens: Tokens, labels: Tensor, pad_id: int, pad_to: int | None) -> None:
+        """Keep the tokens as they are: a batch is then one gather."""
         super().__init__(labels)
-        self.lengths = torch.tensor([len(row) for row in ids])
-        self.longest = int(self.lengths.max())
-        width = self.longest if pad_to is None else pad_to
+        self.tokens = tokens
+        self.pad_id = pad_id
         self.pad_to = pad_to
-        self.input_ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in ids])
 
     def _batch(self, rows: Tensor, step: int | None) -> Batch:
-        lengths = self.lengths[rows]
-        width = int(lengths.max()) if self.pad_to is None else self.pad_to
-        input_ids = self.input_ids[rows, :width]
-        return {
-            "input_ids": input_ids,
-            "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
-            "token_type_ids": torch.zeros_like(input_ids),
-            "labels": self.labels[rows],
-        }
+        width = int(self.tokens.lengths_of(rows).max()) if self.pad_to is None else self.pad_to
+        return {**self.tokens.padded(rows, width, self.pad_id), "labels": self.labels[rows]}
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set."""
+    """The parts of a data set; without a test split the models are scored on the validation split."""
 
     train: Split
     validation: Split
-    test: Split
+    test: Split | None
+    more_validation: Mapping[str, Split] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from lowbit.losses.functional import (
     score_mse,
     soft_cross_entropy,
     soft_label_loss,
+    span_soft_cross_entropy,
     task_loss,
 )
 from lowbit.losses.regularizers import bin_regularization, oscillation_aware_regularization
@@ -25,5 +26,6 @@ __all__ = [
     "score_mse",
     "soft_cross_entropy",
     "soft_label_loss",
+    "span_soft_cross_entropy",
     "task_loss",
 ]

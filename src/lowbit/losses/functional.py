@@ -1,8 +1,8 @@
 """Losses between one student and one teacher tensor.
 
-Shape suffixes: B batch, H heads, L tokens, E hidden width, C classes. `mask_BL` is True at real tokens; None means that
-nothing is padded. `rule` is "full" (padded entries count as zero, mean over all entries: the published code) or
-"valid" (mean over unpadded entries).
+Shape suffixes: B batch, H heads, L tokens, E hidden width, C classes, S ends of a span (first and last token).
+`mask_BL` is True at real tokens; None means that nothing is padded. `rule` is "full" (padded entries count as zero,
+mean over all entries: the published code) or "valid" (mean over unpadded entries).
 """
 
 from __future__ import annotations
@@ -101,10 +101,29 @@ def soft_label_loss(student_BC: Tensor, probabilities_BC: Tensor) -> Tensor:
     return -(probabilities_BC * student_BC.log_softmax(-1)).sum(-1).mean()
 
 
+def span_soft_cross_entropy(
+    student_BSL: Tensor, teacher_BSL: Tensor, *, reduction: str = "sum", temperature: float = 1.0
+) -> Tensor:
+    """Soft cross-entropy of the first token of a span plus that of its last token.
+
+    The classes are the positions, padded ones included; `reduction` and `temperature` as in `soft_cross_entropy`.
+
+    Source: TernaryBERT (arXiv 2009.12812), SQuAD.
+    """
+    pairs = zip(student_BSL.unbind(1), teacher_BSL.unbind(1), strict=True)
+    start, end = (soft_cross_entropy(s, t, reduction=reduction, temperature=temperature) for s, t in pairs)
+    return start + end
+
+
 def task_loss(student_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Loss against the labels: cross-entropy for integer labels, mean squared error for real ones."""
+    """Loss against the labels: cross-entropy for integer labels, mean squared error for real ones.
+
+    Logits BSL with labels BS are of spans: the mean of the losses of first and last token, as in BERT.
+    """
+    if student_BC.dim() == 3:
+        return F.cross_entropy(student_BC.flatten(0, 1), labels_B.flatten())
     if labels_B.is_floating_point():
-        return F.mse_loss(student_BC.squeeze(-1), labels_B)
+        return F.mse_loss(student_BC.squeeze(-1), labels_B.to(student_BC.dtype))
     return F.cross_entropy(student_BC, labels_B)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lowbit.losses import functional as L
+from lowbit.losses.ramps import check_ramp, ramped
 from lowbit.losses.regularizers import WeightOnGrid, oscillation_aware_regularization
 
 _FIELDS: dict[str, frozenset[str]] = {
@@ -25,7 +25,6 @@ _FIELDS: dict[str, frozenset[str]] = {
     "obr": frozenset(),
 }
 _WITHOUT_TEACHER = ("task", "soft_labels", "obr")
-RAMPS = ("constant", "linear", "cosine")
 
 
 class TraceLike(Protocol):
@@ -33,7 +32,7 @@ class TraceLike(Protocol):
 
     @property
     def logits(self) -> Tensor:
-        """Model output, BC."""
+        """Model output, BC; BSL where the model looks for a span."""
 
     @property
     def layers(self) -> Sequence[Any]:
@@ -53,9 +52,9 @@ class LossTerm:
     """One term of the training loss, summed over layers where it compares layers (`layers: mean` averages).
 
     Attributes:
-        kind: `logits` (soft cross-entropy, or MSE for regression), `task` (labels), `hidden` (embeddings and layer
-            outputs), `scores`, `maps` (KL), `maps_mse`, `attn_block`, `attn_out`, `soft_labels` (stored probabilities),
-            `obr` (oscillation-aware bin regularization of the weights).
+        kind: `logits` (soft cross-entropy, of both ends for spans; MSE for regression), `task` (labels), `hidden`
+            (embeddings and layer outputs), `scores`, `maps` (KL), `maps_mse`, `attn_block`, `attn_out`, `soft_labels`
+            (stored probabilities), `obr` (oscillation-aware bin regularization of the weights).
         weight, weight_end, ramp: the weight at the stage's first step, at its last, and the path between.
         reduction, temperature: of the soft cross-entropy.
         mask: `full` or `valid`, see `lowbit.losses.functional`.
@@ -84,10 +83,7 @@ class LossTerm:
     def __post_init__(self) -> None:
         if self.kind not in _FIELDS:
             raise ValueError(f"loss kind {self.kind!r}: allowed are {', '.join(_FIELDS)}")
-        if self.ramp not in RAMPS:
-            raise ValueError(f"loss ramp {self.ramp!r}: allowed are {', '.join(RAMPS)}")
-        if (self.ramp == "constant") != (self.weight_end is None):
-            raise ValueError(f"loss {self.kind!r}: `ramp: linear` or `cosine` and `weight_end` go together")
+        check_ramp(f"loss {self.kind!r}", "weight", self.ramp, self.weight_end)
 
     @property
     def fields(self) -> frozenset[str]:
@@ -96,13 +92,9 @@ class LossTerm:
 
     def weight_at(self, step: int, steps: int) -> float:
         """Return the weight at step `step` (0-based) of a stage of `steps` steps."""
-        if self.weight_end is None:
-            return self.weight
         first = self.start * steps
         progress = min(max(step - first, 0.0) / max(steps - 1 - first, 1), 1.0)
-        if self.ramp == "cosine":
-            progress = (1 - math.cos(math.pi * progress)) / 2
-        return self.weight + (self.weight_end - self.weight) * progress
+        return ramped(self.weight, self.weight_end, self.ramp, progress)
 
     def __call__(
         self,
@@ -155,9 +147,12 @@ class LossTerm:
         return L.task_loss(student.logits, labels)
 
     def _logits(self, student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
+        settings: dict[str, Any] = {"reduction": self.reduction, "temperature": self.temperature}
+        if student_BC.dim() == 3:
+            return L.span_soft_cross_entropy(student_BC, teacher_BC, **settings)
         if student_BC.shape[-1] == 1:
             return L.logit_mse(student_BC, teacher_BC)
-        return L.soft_cross_entropy(student_BC, teacher_BC, reduction=self.reduction, temperature=self.temperature)
+        return L.soft_cross_entropy(student_BC, teacher_BC, **settings)
 
     def _pair(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         if self.kind == "scores":

@@ -34,18 +34,26 @@ def attend(
     mask: Tensor | None,
     scale: float,
     dropout: float,
+    *,
+    bias: Tensor | None = None,
+    apart: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return context (BHLD) and attention map (BHLL) of `module`, under its bmm quantizers and its tap's plan.
 
     Operands are quantized after the head split; probabilities after dropout, as published. `mask` is additive and may
     be None. Without quantizers, tap and plan this is plain eager attention.
+
+    `bias` (1HLL) is a learned part of the scores, Swin's relative positions. Pairs of tokens that are `apart` (B1LL)
+    never see each other: their scores, which mean nothing, are recorded as 0.
     """
     tap: Tap | None = getattr(module, TAP, None)
     query_BHLD = _quantize(module, "query", query_BHLD)
     key_BHLD = _quantize(module, "key", key_BHLD)
     scores_BHLL = (query_BHLD @ key_BHLD.transpose(-2, -1)).mul_(scale)  # in place: the largest tensor of a layer
-    if tap is not None:
-        tap.tape.exchange(tap.layer, "scores", scores_BHLL)
+    if bias is not None:
+        scores_BHLL += bias
+    if tap is not None and tap.tape.records("scores"):
+        tap.tape.exchange(tap.layer, "scores", scores_BHLL if apart is None else scores_BHLL.masked_fill(apart, 0.0))
     probs_BHLL = (scores_BHLL if mask is None else scores_BHLL + mask).softmax(-1)
     if tap is not None:
         probs_BHLL = tap.tape.exchange(tap.layer, "probs", probs_BHLL)

@@ -11,10 +11,13 @@ from torch import nn
 
 from lowbit.config.schema import ModelConfig, ModelKind
 from lowbit.data import DataInfo
+from lowbit.modeling.families import family_of
+
+_TIMM_WITH_POSITIONS = ["vision_transformer", "deit"]  # timm's modules of models that add positions to patches
 
 
 def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
-    """Build a classifier for the data set, random weights drawn from `seed`, in eval mode.
+    """Build a model with the head that the data set needs, random weights drawn from `seed`, in eval mode.
 
     Raises:
         ValueError: a folder or name that does not hold such a model.
@@ -28,7 +31,9 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
             ModelKind.hf: _hf,
             ModelKind.timm: _timm,
         }[config.kind]
-        return builder(config, info).eval()
+        model = builder(config, info).eval()
+    _check_depths(config, model)
+    return model
 
 
 def build_tokenizer(config: ModelConfig) -> Any:
@@ -87,17 +92,39 @@ def _timm_vit(config: ModelConfig, info: DataInfo) -> nn.Module:
 
 
 def _hf(config: ModelConfig, info: DataInfo) -> nn.Module:
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+    import transformers as T
 
-    auto = AutoModelForSequenceClassification if info.modality == "text" else AutoModelForImageClassification
+    text = T.AutoModelForQuestionAnswering if info.task == "span" else T.AutoModelForSequenceClassification
+    auto = text if info.modality == "text" else T.AutoModelForImageClassification
     source = _source(config)
+    settings = {"num_labels": info.num_labels, "dtype": torch.float32, **_hf_dropout(config)}
+    checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # we say what does not fit
     try:
-        return auto.from_pretrained(source, num_labels=info.num_labels, dtype=torch.float32, **_hf_dropout(config))  # type: ignore[no-any-return]
+        model, loading = auto.from_pretrained(source, **settings, **checked)
     except OSError as error:
         first = str(error).splitlines()[0]
         raise ValueError(
             f"model.path={source}: cannot be loaded ({first}); give a folder or a reachable hub name"
         ) from error
+    _check_loaded(source, model, info, loading)
+    return model  # type: ignore[no-any-return]
+
+
+def _check_loaded(source: str, model: nn.Module, info: DataInfo, loading: dict[str, Any]) -> None:
+    """Refuse random weights anywhere but in the head, which a pre-trained encoder does not bring."""
+    for key, theirs, ours in loading["mismatched_keys"]:
+        raise ValueError(
+            f"model.path={source}: {key} is {tuple(theirs)} in the checkpoint, but {tuple(ours)} for the "
+            f"{info.num_labels} labels of data={info.name}; give a checkpoint of that task, or one without a head"
+        )
+    roles = family_of(model).model_roles
+    head = tuple(f"{name}." for role in ("pooler", "classifier") for name in roles.get(role, ()))
+    lost = sorted(key for key in loading["missing_keys"] if not key.startswith(head))
+    if lost:
+        raise ValueError(
+            f"model.path={source}: the checkpoint lacks {len(lost)} tensors of a {type(model).__name__}, such as "
+            f"{', '.join(lost[:3])}; they would be random. Give a complete checkpoint of this architecture"
+        )
 
 
 def _timm(config: ModelConfig, info: DataInfo) -> nn.Module:
@@ -109,10 +136,18 @@ def _timm(config: ModelConfig, info: DataInfo) -> nn.Module:
     elif info.image_size is not None and info.image_size < 16:
         sizes["patch_size"] = config.patch_size  # timm's default patches of 16 pixels need larger images
     assert config.timm_name is not None
+    weights = config.pretrained and torch.get_default_device().type != "meta"  # there, sizes and names are wanted only
+    dropout = _timm_dropout(config, positions=timm.models.is_model_in_modules(config.timm_name, _TIMM_WITH_POSITIONS))
     try:
-        return timm.create_model(config.timm_name, pretrained=config.pretrained, **_timm_dropout(config), **sizes)
+        return timm.create_model(config.timm_name, pretrained=weights, **dropout, **sizes)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"model.timm_name={config.timm_name}: {error}; see timm.list_models('*vit*')") from error
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"model.timm_name={config.timm_name}: its weights are neither cached nor reachable ({first}); go online "
+            "once, or set model.pretrained=false for random weights"
+        ) from error
 
 
 def _hf_dropout(config: ModelConfig) -> dict[str, Any]:
@@ -121,9 +156,20 @@ def _hf_dropout(config: ModelConfig) -> dict[str, Any]:
     return {} if config.dropout is None else dict.fromkeys(names, config.dropout)
 
 
-def _timm_dropout(config: ModelConfig) -> dict[str, Any]:
-    names = ("proj_drop_rate", "attn_drop_rate", "pos_drop_rate")
+def _timm_dropout(config: ModelConfig, *, positions: bool = True) -> dict[str, Any]:
+    names = ("proj_drop_rate", "attn_drop_rate", *(["pos_drop_rate"] if positions else []))
     return {} if config.dropout is None else dict.fromkeys(names, config.dropout)
+
+
+def _check_depths(config: ModelConfig, model: nn.Module) -> None:
+    """Compare the depth that the config was validated with to that of the model."""
+    if config.depths is None:
+        return
+    depths = family_of(model).depths(model)
+    if depths != config.depths:
+        raise ValueError(
+            f"model.depths={config.depths}: this {type(model).__name__} has {depths} layers; set model.depths to that"
+        )
 
 
 def _source(config: ModelConfig) -> str:

@@ -201,12 +201,19 @@ def prepare(model: nn.Module, rules: tuple[Rule, ...] = (), *, initialize: bool 
     return Instrument(model, family, resolve(model, family, rules), initialize=initialize)
 
 
+def _tokens(x: Tensor) -> Tensor:
+    """Return BLE; Swin passes images on, height and width apart."""
+    return x if x.dim() == 3 else x.flatten(1, 2)
+
+
 def _exchange_hook(tape: Tape, layer: int, point: str) -> Any:
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
         own = output[0] if isinstance(output, tuple) else output
-        used = tape.exchange(layer, point, own)
+        tokens = _tokens(own)
+        used = tape.exchange(layer, point, tokens)
         if used is own:
             return None
+        used = used.reshape(own.shape)
         return (used, *output[1:]) if isinstance(output, tuple) else used
 
     return hook
@@ -222,7 +229,7 @@ def _read_input_hook(tape: Tape, layer: int) -> Any:
 def _embeddings_hook(tape: Tape) -> Any:
     def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if tape.recording and "embeddings" in tape.fields:
-            tape.embeddings = inputs[0] if inputs else kwargs["hidden_states"]
+            tape.embeddings = _tokens(inputs[0] if inputs else kwargs["hidden_states"])
 
     return hook
 

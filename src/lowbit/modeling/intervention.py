@@ -5,7 +5,8 @@ The plan is an argument of the forward pass and never stored in a model or its c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,24 +27,33 @@ class Intervention:
     Attributes:
         sites: any of `SITES`.
         layers: student layers, 0-based; None for all.
-        mix: 1 replaces; m < 1 computes with (1 - m) student + m teacher.
+        mix: 1 replaces; m < 1 computes with (1 - m) student + m teacher; 0 leaves the student alone.
+        site_mix: mix of the sites for which it differs.
         stop_gradient: apply the stop-gradients above.
 
     Raises:
-        ValueError: unknown site, or a mix outside (0, 1].
+        ValueError: unknown site, or a mix outside [0, 1].
     """
 
     sites: frozenset[str]
     layers: frozenset[int] | None = None
     mix: float = 1.0
     stop_gradient: bool = True
+    site_mix: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = sorted(self.sites - set(SITES))
         if unknown:
             raise ValueError(f"intervention site {unknown[0]!r}: allowed are {', '.join(SITES)}")
-        if not 0 < self.mix <= 1:
-            raise ValueError(f"intervention mix={self.mix}: allowed is a number above 0 and up to 1")
+        for site in sorted(self.site_mix.keys() - self.sites):
+            raise ValueError(f"intervention site_mix names {site!r}, the sites are {', '.join(sorted(self.sites))}")
+        for mix in (self.mix, *self.site_mix.values()):
+            if not 0 <= mix <= 1:
+                raise ValueError(f"intervention mix={mix}: allowed is a number from 0 to 1")
+
+    def mix_of(self, site: str) -> float:
+        """Return the teacher's share at a site; 0 for a site that is not intervened."""
+        return self.site_mix.get(site, self.mix) if site in self.sites else 0.0
 
     def covers(self, layer: int) -> bool:
         """Whether the layer is intervened."""
@@ -78,7 +88,8 @@ class Plan:
         Raises:
             ValueError: the teacher has no such layer, or teacher and student tensors differ in shape.
         """
-        if site not in self.intervention.sites or not self.intervention.covers(layer):
+        mix = self.intervention.mix_of(site)
+        if mix == 0 or not self.intervention.covers(layer):
             return own
         if layer >= len(self.teacher.layers):
             raise ValueError(
@@ -91,11 +102,11 @@ class Plan:
                 f"intervention on {site!r}, layer {layer}: teacher {tuple(theirs.shape)} and student "
                 f"{tuple(own.shape)} differ in shape; choose a site at which they agree"
             )
-        mix = self.intervention.mix
         return theirs if mix == 1 else torch.lerp(own, theirs, mix)
 
     def detaches(self, layer: int, role: str) -> bool:
         """Whether the input of the query, key or value projection gets no gradient."""
         if not self.intervention.stop_gradient or not self.intervention.covers(layer):
             return False
-        return any(role in _DETACHED.get(site, ()) for site in self.intervention.sites)
+        active = (site for site in self.intervention.sites if self.intervention.mix_of(site) > 0)
+        return any(role in _DETACHED.get(site, ()) for site in active)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.modeling.attention import TAP
-from lowbit.modeling.families import LAYER_ROLES, QKV, ROLES, Family, family_of
+from lowbit.modeling.families import LAYER_ROLES, QKV, ROLES, Family, family_of, project_blocks
 from lowbit.quantizers.functional.splitting import ternary_split
 
 Keep = Literal["largest", "first"]
@@ -39,14 +39,13 @@ def reduce_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     Source: Wu et al. 2022 (XTC, arXiv 2206.01859), lightweight layer reduction; [1, 3, 5, 7, 9, 11] is its map of 6.
 
     Raises:
-        ValueError: no layers, a layer that the model lacks, a prepared model, or layers that are not one list.
+        ValueError: no layers, a layer that the model lacks, a prepared model, or one whose layers form stages.
     """
     family = _plain_family(model)
+    _refuse_stages(family, model, "layers cannot be chosen, repeated or left out (method.layer_map)")
     student = copy.deepcopy(model)
     old = [layer for _, layer in family.layers_of(student)]
-    container = student.get_submodule(family.layers)
-    if list(container.children()) != old:
-        raise ValueError(f"the layers of {family.name} are not one list: layer reduction does not support it")
+    ((_, container),) = family.layer_lists(student)
     wrong = [index for index in layers if not 0 <= index < len(old)]
     if wrong or not layers:
         raise ValueError(f"layers={list(layers)}: name one layer or more, each from 0 to {len(old) - 1}")
@@ -87,8 +86,8 @@ def narrow(model: nn.Module, share: float = 0.5, keep: Keep = "largest") -> nn.M
     Source: Hou et al. 2020 (DynaBERT, arXiv 2004.04037), width; BinaryBERT starts from its width of 0.5.
 
     Raises:
-        ValueError: a share outside (0, 1], an unknown `keep`, a prepared or split model, or a layer with parts whose
-            width nobody here knows how to reduce.
+        ValueError: a share outside (0, 1], an unknown `keep`, a prepared or split model, one whose layers form stages,
+            or a layer with parts whose width nobody here knows how to reduce.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share}: must be greater than 0 and at most 1")
@@ -96,6 +95,7 @@ def narrow(model: nn.Module, share: float = 0.5, keep: Keep = "largest") -> nn.M
         raise ValueError(f"keep={keep!r}: allowed are 'largest' and 'first'")
     family = _plain_family(model)
     _refuse_split(model)
+    _refuse_stages(family, model, "its heads cannot be removed (a student that is narrow)")
     student = copy.deepcopy(model)
     for name, layer in family.layers_of(student):
         _check_widths(family, name, layer)
@@ -223,14 +223,9 @@ class SplitLinear(Split):
 class SplitFusedLinear(SplitLinear):
     """Split `qkv` of timm."""
 
-    @property
-    def weight(self) -> Tensor:
-        """Refuse: timm's attention reads it under an intervention that stops gradients at some of the blocks only.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("a split qkv has no single weight: interventions that stop its gradient are not supported")
+    def forward(self, x: Tensor, detached: frozenset[str] = frozenset()) -> Tensor:
+        """Return the sum of the halves; the input of the blocks named in `detached` gets no gradient."""
+        return project_blocks(self.first, x, detached) + project_blocks(self.second, x, detached)
 
 
 class SplitEmbedding(Split):
@@ -337,3 +332,9 @@ def _refuse_split(model: nn.Module) -> None:
     found: list[Any] = [name for name, module in model.named_modules() if isinstance(module, Split)]
     if found:
         raise ValueError(f"module {found[0]!r} is split already: split and narrow take models of whole layers")
+
+
+def _refuse_stages(family: Family, model: nn.Module, what: str) -> None:
+    depths = family.depths(model)
+    if len(depths) > 1:
+        raise ValueError(f"{family.name} has stages of {depths} layers, each of its own width: {what}")

@@ -1,6 +1,6 @@
 """LayerTrace and Trace: what leaves a model besides its output, and the Tape that collects it.
 
-Shape suffixes: B batch, H heads, L tokens, D head width, E hidden width, C classes.
+Shape suffixes: B batch, H heads, L tokens, D head width, E hidden width, C classes, S ends of a span.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 class LayerTrace:
     """Tensors of one layer; a field that nobody asked for is None.
 
+    In Swin attention runs inside windows: up to `attn_out`, B counts windows (those of image 0 first) and L the tokens
+    of one, padding and cyclic shift included; from `attn_block` on, B counts images and L the tokens of a stage.
+
     Attributes:
-        scores: scaled QK^T before the mask and the softmax, BHLL.
+        scores: scaled QK^T, plus relative position bias in Swin, before the mask and the softmax, BHLL.
         probs: softmax output before dropout, BHLL.
         context: probs @ V before merging heads, BHLD.
         attn_out: output projection before dropout, residual and norm, BLE.
@@ -44,7 +47,7 @@ FIELDS = LAYER_FIELDS | {"embeddings"}
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass: logits BC, and what was asked for of the embeddings (BLE) and of each layer.
+    """One forward pass: logits (BC; BSL for spans), and what was asked for of the embeddings (BLE) and of each layer.
 
     `key_mask` is True at real tokens, BL; None if nothing is padded.
     """
@@ -93,9 +96,13 @@ class Tape:
         self.recording, self.layers, self.embeddings = False, [], None
         return trace
 
+    def records(self, point: str) -> bool:
+        """Whether this field of every layer is asked for now."""
+        return self.recording and point in self.fields
+
     def exchange(self, layer: int, point: str, own: Tensor) -> Tensor:
         """Record the model's own tensor if asked for; return the one to compute with."""
-        if self.recording and point in self.fields:
+        if self.records(point):
             self.layers[layer][point] = own
         return own if self.plan is None else self.plan.replace(layer, point, own)
 

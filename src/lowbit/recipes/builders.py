@@ -23,7 +23,7 @@ from lowbit.quantizers import (
     StableQAT,
     ValueClippedSTE,
 )
-from lowbit.recipes.stage import InterventionSchedule, Optimizer, Oscillation, Recipe, Scheduler, Stage
+from lowbit.recipes.stage import InterventionSchedule, Mixing, Optimizer, Oscillation, Phase, Recipe, Scheduler, Stage
 
 T = TypeVar("T")
 
@@ -122,11 +122,19 @@ def build_term(config: schema.LossConfig) -> LossTerm:
 def build_intervention(config: schema.InterventionConfig) -> InterventionSchedule:
     """Translate the phases of an intervened stage."""
     layers = None if config.layers is None else frozenset(config.layers)
-    phases = tuple(
-        (phase.share, Intervention(frozenset(s.name for s in phase.sites), layers, phase.mix, config.stop_gradient))
-        for phase in config.phases
-    )
-    return InterventionSchedule(phases, random=config.order is schema.PhaseOrder.random)
+    phases = []
+    for phase in config.phases:
+        sites = frozenset(site.name for site in phase.sites)
+        moving = {} if phase.mix_end is None else dict.fromkeys(sites, build_mixing(phase))
+        own = {site.name: build_mixing(mixing) for site, mixing in phase.site_mix.items()}
+        intervention = Intervention(sites, layers, phase.mix, config.stop_gradient)
+        phases.append(Phase(phase.share, intervention, {**moving, **own}))
+    return InterventionSchedule(tuple(phases), random=config.order is schema.PhaseOrder.random)
+
+
+def build_mixing(config: schema.MixConfig) -> Mixing:
+    """Translate how far a site is replaced over a phase."""
+    return Mixing(config.mix, config.mix_end, config.ramp.name)
 
 
 def build_optimizer_settings(config: schema.OptimizerConfig) -> Optimizer:
@@ -140,6 +148,7 @@ def build_optimizer_settings(config: schema.OptimizerConfig) -> Optimizer:
         max_grad_norm=config.max_grad_norm,
         step_counter=config.step_counter.name,
         scale_lr=config.scale_lr,
+        scale_update=config.scale_update.name,
     )
 
 

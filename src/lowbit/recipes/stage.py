@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lowbit.losses import LossTerm
+from lowbit.losses.ramps import check_ramp, ramped
 from lowbit.modeling import Intervention, Rule
 from lowbit.quantizers import Correction, Freezing
 
@@ -23,6 +25,7 @@ class Optimizer:
     max_grad_norm: float | None
     step_counter: str
     scale_lr: float | None = None
+    scale_update: str = "same"
 
 
 @dataclass(frozen=True)
@@ -34,35 +37,81 @@ class Scheduler:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """The teacher's share at a site: `mix` at a phase's first step, `mix_end` at its last, and the path between.
+
+    Raises:
+        ValueError: an unknown ramp, or a ramp without `mix_end`.
+    """
+
+    mix: float = 1.0
+    mix_end: float | None = None
+    ramp: str = "constant"
+
+    def __post_init__(self) -> None:
+        check_ramp("intervention phase", "mix", self.ramp, self.mix_end)
+
+    def at(self, progress: float) -> float:
+        """Return the share at `progress`, 0 to 1, of the phase."""
+        return ramped(self.mix, self.mix_end, self.ramp, progress)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of an intervened stage.
+
+    Attributes:
+        share: of the stage's steps, in parts of the sum over all phases.
+        intervention: sites, layers and stop-gradients; its mixes are those of a phase without `mixing`.
+        mixing: how the mix moves at each site that has one.
+    """
+
+    share: int
+    intervention: Intervention
+    mixing: Mapping[str, Mixing] = field(default_factory=dict)
+
+    def at(self, progress: float) -> Intervention:
+        """Return the intervention at `progress`, 0 to 1, of the phase."""
+        moved = {site: mixing.at(progress) for site, mixing in self.mixing.items()}
+        return replace(self.intervention, site_mix={**self.intervention.site_mix, **moved})
+
+
+@dataclass(frozen=True)
 class InterventionSchedule:
     """Phases of an intervention over the steps of a stage.
 
     Attributes:
-        phases: (share, intervention) pairs. In sequence, phase k ends at step `steps * (share_1 + .. + share_k) /
-            total`, compared in integers; at random, one phase is drawn each step with equal probability.
+        phases: in sequence, phase k ends at step `steps * (share_1 + .. + share_k) / total`, compared in integers; at
+            random, one phase is drawn each step with equal probability, and mixes move over the whole stage.
         random: draw instead of following the sequence.
     """
 
-    phases: tuple[tuple[int, Intervention], ...]
+    phases: tuple[Phase, ...]
     random: bool = False
 
     @property
     def sites(self) -> frozenset[str]:
         """Every site that some phase replaces."""
-        return frozenset(site for _, intervention in self.phases for site in intervention.sites)
+        return frozenset(site for phase in self.phases for site in phase.intervention.sites)
 
     def at(self, step: int, steps: int, seed: int) -> Intervention:
         """Return the intervention at step `step` (0-based) of `steps`; a draw is a pure function of seed and step."""
         if self.random:
             draw = np.random.default_rng([seed, step]).integers(len(self.phases))
-            return self.phases[int(draw)][1]
-        total = sum(share for share, _ in self.phases)
-        reached = 0
-        for share, intervention in self.phases:
-            reached += share
-            if step * total < steps * reached:
-                return intervention
-        return self.phases[-1][1]
+            return self.phases[int(draw)].at(_progress(step, 0, steps))
+        total = sum(phase.share for phase in self.phases)
+        reached = first = 0
+        for phase in self.phases:
+            reached += phase.share
+            end = -(-steps * reached // total)  # the first step that is not in the phase
+            if step < end:
+                return phase.at(_progress(step, first, end))
+            first = end
+        return self.phases[-1].at(1.0)
+
+
+def _progress(step: int, first: int, end: int) -> float:
+    return min(max((step - first) / max(end - 1 - first, 1), 0.0), 1.0)
 
 
 @dataclass(frozen=True)

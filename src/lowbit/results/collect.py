@@ -14,6 +14,9 @@ _MB = 1e6
 # Runs of one row are averaged, so none of these may differ between them.
 _SAME_IN_A_ROW = ("data.name", "model.name", "method.name", "quantizer.name")
 
+# What a row is called by its value alone.
+_SPEAKING = ("experiment", "method")
+
 _Found = tuple[Path, dict[str, Any]]
 _Member = tuple[Cell, dict[str, Any] | None]
 
@@ -63,8 +66,8 @@ def _swept(cell: Cell) -> dict[str, str]:
 
 
 def _label(labels: dict[str, str]) -> str:
-    method = [labels["method"]] if "method" in labels else []
-    return ", ".join(method + [f"{key}={value}" for key, value in labels.items() if key != "method"])
+    speaking = [labels[key] for key in _SPEAKING if key in labels]
+    return ", ".join(speaking + [f"{key}={value}" for key, value in labels.items() if key not in _SPEAKING])
 
 
 def _get(run: dict[str, Any], dotted: str) -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lowbit.modeling import Instrument, Plan, Trace
 from lowbit.recipes import Stage
+from lowbit.training.gradient_share import RegularizerShare
 from lowbit.training.guards import check_finite
 from lowbit.training.optimizers import build_optimizer
 from lowbit.training.quantization import QuantizationSteps
@@ -18,6 +19,7 @@ from lowbit.training.randomness import seed_step
 from lowbit.training.schedules import build_schedule
 
 Batch = dict[str, Tensor]
+NamedMetric = tuple[str, Metric | MetricCollection]
 
 
 class FinetuneModule(L.LightningModule):
@@ -26,20 +28,21 @@ class FinetuneModule(L.LightningModule):
     Args:
         student: the prepared model.
         stage: losses, optimizer, schedule and number of steps.
-        metric: torchmetrics metric of the data set, name and object.
+        metric: torchmetrics metric of the data set, name and object; a collection names its own values.
         seed: all randomness of step g (dropout, draws of interventions) is a function of (seed, recipe step).
     """
 
-    def __init__(self, student: Instrument, stage: Stage, metric: tuple[str, Metric], seed: int) -> None:
+    def __init__(self, student: Instrument, stage: Stage, metric: NamedMetric, seed: int) -> None:
         super().__init__()
         self.student = student.model
         self.instrument = student
         self.stage = stage
         self.quantization = QuantizationSteps(student.model, stage)
         self.oscillation = self.quantization.tracker  # here for its buffers to be in checkpoints
-        self.metric_name = metric[0]
-        self.metrics = nn.ModuleDict({view: metric[1].clone() for view in self.views})
+        self.metric_name, self._metric = metric
+        self._scores: dict[str, Any] = {}  # of the running evaluation, by the first part of the logged name
         self.seed = seed
+        self._share = RegularizerShare(self.quantization.sites)
 
     @property
     def stage_name(self) -> str:
@@ -61,6 +64,11 @@ class FinetuneModule(L.LightningModule):
         """What the progress display shows for the last step."""
         return self.stage.name
 
+    @property
+    def is_logged_step(self) -> bool:
+        """Whether what costs time is computed for the log at this step."""
+        return (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined,no-any-return]
+
     def on_train_start(self) -> None:
         """Put every student module into train mode: Lightning leaves modules in the mode it finds."""
         self.student.train()
@@ -74,8 +82,9 @@ class FinetuneModule(L.LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in logged.items()})
         self.log("train/lr", self.learning_rate())
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if self.is_logged_step:
             self.log_dict(self.quantization.logged())
+            self._measure_regularizer(terms)
         self.log("step", float(self.stage.first_step + self.global_step))  # loggers count steps of the recipe
         return {"loss": total, "terms": logged}
 
@@ -84,15 +93,23 @@ class FinetuneModule(L.LightningModule):
         student, teacher = self.traces(batch, step)
         given = (batch.get("labels"), batch.get("soft_labels"), self.quantization.sites)
         terms = {name: term(student, teacher, *given) for name, term in self.stage.losses.items()}
-        weighted = [self.stage.losses[name].weight_at(step, self.stage.steps) * term for name, term in terms.items()]
-        return sum(weighted[1:], weighted[0]), terms
+        first, *rest = (self.stage.losses[name].weight_at(step, self.stage.steps) * terms[name] for name in terms)
+        return sum(rest, first), terms
+
+    def _measure_regularizer(self, terms: dict[str, Tensor]) -> None:
+        for name, term in self.stage.losses.items():
+            if term.kind == "obr":
+                self._share.measure(term.weight_at(self.global_step, self.stage.steps) * terms[name])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Show the quantizers the optimizer's state."""
         self.quantization.begin(self.global_step, self.optimizers(use_pl_optimizer=False))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Add the gradients of corrections that are losses."""
+        """Log how strongly the weights are regularized; add the gradients of corrections that are losses."""
+        ratio = self._share.ratio()
+        if ratio is not None:
+            self.log("train/obr_gradient_ratio", ratio)
         self.quantization.before_clipping(self.global_step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -111,12 +128,13 @@ class FinetuneModule(L.LightningModule):
         return self.instrument.run(batch, self.stage.fields), None
 
     def evaluate(self, batch: Batch, view: str) -> Tensor:
-        """Return logits, BC, of the student seen through `view`."""
+        """Return logits (BC; BSL for spans) of the student seen through `view`."""
         return self.instrument.run(batch).logits
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Update the metric of every view."""
-        self._update("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Update the metric of every view of this validation split."""
+        names = ("", *self.trainer.datamodule.info.more_validation)  # type: ignore[attr-defined]
+        self._update("_".join(filter(None, ("val", names[dataloader_idx]))), batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the metric of every view."""
@@ -125,12 +143,25 @@ class FinetuneModule(L.LightningModule):
     def _update(self, split: str, batch: Batch) -> None:
         for view in self.views:
             logits_BC = self.evaluate(batch, view)
-            metric: Any = self.metrics[view]
-            metric(logits_BC.argmax(-1), batch["labels"])
             prefix = split if view == "plain" else f"{split}_{view}"
-            self.log(f"{prefix}/{self.metric_name}", metric, on_step=False, on_epoch=True)
+            if prefix not in self._scores:
+                self._scores[prefix] = self._metric.clone().to(logits_BC.device)
+            # Spans are scored by the texts of their rows.
+            self._scores[prefix].update(logits_BC, batch.get("rows", batch["labels"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        for prefix, metric in self._scores.items():
+            found = metric.compute()
+            values = found if isinstance(found, dict) else {self.metric_name: found}
+            self.log_dict({f"{prefix}/{name}": value for name, value in values.items()})
+        self._scores = {}
         # An evaluation belongs to the row of the last update, not to the first step of what comes next.
-        self.log("step", float(self.stage.first_step + self.last_step), on_step=False, on_epoch=True)
+        self.log("step", float(self.stage.first_step + self.last_step))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self.on_validation_epoch_end()
 
     def configure_optimizers(self) -> Any:
         """Build the stage's optimizer and schedule, fresh."""
@@ -156,9 +187,7 @@ class DistillationModule(FinetuneModule):
     The teacher is in eval mode, gets no gradient, and is absent from checkpoints.
     """
 
-    def __init__(
-        self, student: Instrument, teacher: Instrument, stage: Stage, metric: tuple[str, Metric], seed: int
-    ) -> None:
+    def __init__(self, student: Instrument, teacher: Instrument, stage: Stage, metric: NamedMetric, seed: int) -> None:
         super().__init__(student, stage, metric, seed)
         self.teacher = teacher.model.requires_grad_(False).eval()
         self._teacher_instrument = teacher

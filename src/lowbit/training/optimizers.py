@@ -14,6 +14,7 @@ from lowbit.recipes import Optimizer as OptimizerSettings
 from lowbit.training.schedules import Schedule
 
 SCALES = ("step_size", "low", "high")  # parameters of quantizers that are scales
+PLAIN = "plain"  # key of groups that follow their gradient, without moments
 _EPS_OF_CLIP = 1e-6  # added to the norm by torch.nn.utils.clip_grad_norm_
 
 
@@ -22,6 +23,7 @@ class BertAdam(Optimizer):
 
     p <- p - lr * schedule(t) * (m / (sqrt(v) + eps) + weight_decay * p), each gradient first clipped to
     `max_grad_norm` on its own. t is 0-based. A parameter without a gradient is skipped: no decay, no moment, no step.
+    In a group marked `plain` the clipped gradient itself is the update.
 
     Args:
         params: parameters or groups.
@@ -53,6 +55,7 @@ class BertAdam(Optimizer):
             "weight_decay": weight_decay,
             "max_grad_norm": max_grad_norm,
             "calls": 0,
+            PLAIN: False,
         }
         super().__init__(params, defaults)
 
@@ -77,6 +80,18 @@ class BertAdam(Optimizer):
             norms = torch._foreach_norm(grads)
             factors = [(group["max_grad_norm"] / (norm + _EPS_OF_CLIP)).clamp(max=1.0) for norm in norms]
             grads = list(torch._foreach_mul(grads, factors))
+        steps = [s["step"] if self._per_parameter else group["calls"] for s in states]
+        rates = [-group["lr"] * self._schedule(step) for step in steps]
+        updates = [grad.clone() for grad in grads] if group[PLAIN] else self._adam(group, states, grads, parameters)
+        torch._foreach_mul_(updates, rates)
+        torch._foreach_add_(parameters, updates)
+        for state in states:
+            state["step"] += 1
+
+    @staticmethod
+    def _adam(
+        group: dict[str, Any], states: list[dict[str, Any]], grads: list[Tensor], parameters: list[Tensor]
+    ) -> list[Tensor]:
         beta1, beta2 = group["betas"]
         first, second = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
         torch._foreach_mul_(first, beta1)
@@ -85,15 +100,10 @@ class BertAdam(Optimizer):
         torch._foreach_addcmul_(second, grads, grads, value=1 - beta2)
         denominators = torch._foreach_sqrt(second)
         torch._foreach_add_(denominators, group["eps"])
-        updates = torch._foreach_div(first, denominators)
+        updates = list(torch._foreach_div(first, denominators))
         if group["weight_decay"] > 0:
             torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
-        steps = [s["step"] if self._per_parameter else group["calls"] for s in states]
-        rates = [-group["lr"] * self._schedule(step) for step in steps]
-        torch._foreach_mul_(updates, rates)
-        torch._foreach_add_(parameters, updates)
-        for state in states:
-            state["step"] += 1
+        return updates
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]
@@ -102,11 +112,33 @@ class BertAdam(Optimizer):
         return state
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float | None = None) -> list[dict[str, Any]]:
+class PlainGroupsAdamW(AdamW):
+    """AdamW whose groups marked `plain` are updated by p <- p - lr * gradient, without moments or decay."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update every parameter that has a gradient."""
+        groups = self.param_groups
+        self.param_groups = [group for group in groups if not group[PLAIN]]
+        try:
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            for parameter in group["params"] if group[PLAIN] else ():
+                if parameter.grad is not None:
+                    parameter.sub_(group["lr"] * parameter.grad)
+        return loss
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, scale_lr: float | None = None, scale_update: str = "same"
+) -> list[dict[str, Any]]:
     """Split trainable parameters into decayed ones, undecayed ones and learned scales.
 
     Undecayed are those of fewer than two dimensions, for BERT the published exceptions (biases and LayerNorm), and
-    whatever quantizers learn. Step sizes and clip values have the learning rate `scale_lr`, if one is given.
+    whatever quantizers learn. Step sizes and clip values have the learning rate `scale_lr`, if one is given, and no
+    moments under `scale_update="sgd"`.
     """
     learned = {id(p): name for q in quantizers_of(model).values() for name, p in q.named_parameters(recurse=False)}
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -119,9 +151,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, scale_lr: float | No
         else:
             decayed.append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
-        {"params": scales, "weight_decay": 0.0, "lr": scale_lr},
+        {"params": decayed, "weight_decay": weight_decay, PLAIN: False},
+        {"params": undecayed, "weight_decay": 0.0, PLAIN: False},
+        {"params": scales, "weight_decay": 0.0, "lr": scale_lr, PLAIN: scale_update == "sgd"},
     ]
     return [group for group in groups if group["params"]]
 
@@ -130,7 +162,7 @@ def build_optimizer(
     model: nn.Module, settings: OptimizerSettings, schedule: Schedule, *, fused: bool = True
 ) -> tuple[Optimizer, Any]:
     """Return an optimizer and its Lightning scheduler (None where the optimizer has the schedule built in)."""
-    groups = parameter_groups(model, settings.weight_decay, settings.scale_lr)
+    groups = parameter_groups(model, settings.weight_decay, settings.scale_lr, settings.scale_update)
     if settings.kind == "bert_adam":
         optimizer = BertAdam(
             groups,
@@ -142,5 +174,5 @@ def build_optimizer(
             step_counter=settings.step_counter,
         )
         return optimizer, None
-    adamw = AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+    adamw = PlainGroupsAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
     return adamw, torch.optim.lr_scheduler.LambdaLR(adamw, schedule)

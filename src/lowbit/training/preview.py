@@ -1,4 +1,7 @@
-"""What a run would do, found out without data or weights: stages, and which modules the rules match."""
+"""What a run would do, found out without weights: stages, and which modules the rules match.
+
+Data are read only to compare them with a soft-label store.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,28 @@ from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_recipe
+from lowbit.training.setup import check_soft_labels
 
 
 def preview(config: Config) -> Iterator[str]:
     """Yield the stages with their steps, the match report and the simulated size, from a meta-device model.
 
     Raises:
+        ConfigError: a soft-label store that is not of the data set.
         ValueError: rules that do not fit the model.
     """
+    labels = check_soft_labels(config, checksums=False)
+    if labels is not None:
+        yield labels
     info = data_info(config.data)
+    if info.task == "span":
+        yield "steps: by questions; a run counts windows, of which long texts make several"
     recipe = build_recipe(config, epoch_steps(info.train_size, config.data.batch_size))
     for stage in recipe.stages:
         terms = ", ".join(stage.losses)
         optimizer = f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}"
         yield f"stage {stage.name}: {stage.steps} steps, losses {terms}, {optimizer}"
-    if config.model.kind is ModelKind.hf or config.model.pretrained:
+    if config.model.kind is ModelKind.hf:
         yield "model: pre-trained weights; its rules are checked when it is loaded"
         return
     with torch.device("meta"):

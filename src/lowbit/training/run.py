@@ -30,7 +30,16 @@ from lowbit.training.environment import environment, keep_freed_memory
 from lowbit.training.handover import Student, take_over, take_over_halves
 from lowbit.training.loggers import MetricsFile, build_loggers, finish_wandb
 from lowbit.training.modules import DistillationModule, FinetuneModule
-from lowbit.training.setup import make_datamodule, make_instrument, make_metric, make_model
+from lowbit.training.setup import (
+    check_data,
+    check_soft_labels,
+    config_errors,
+    make_datamodule,
+    make_instrument,
+    make_metric,
+    make_model,
+    make_teacher_datamodule,
+)
 from lowbit.training.stage_runner import (
     WEIGHTS,
     StageRecord,
@@ -68,6 +77,11 @@ def train(cfg: DictConfig, config: Config) -> float | None:
     """
     job = Job.of(cfg, config)
     print(f"run {config.name}/{job.run_id} seed {config.seed}", flush=True)
+    if read_run(job.folder) is None:
+        labels = check_soft_labels(config, checksums=True)  # the one time that all of a store is read
+        if labels is not None:
+            print(f"  {labels}", flush=True)
+        check_data(config)
     job.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(job.folder / ".lock", blocking=False):
@@ -109,8 +123,8 @@ def _execute(job: Job) -> dict[str, Any]:
     data = make_datamodule(config, config.seed)
     recipe = build_recipe(config, data.steps_per_epoch)
     teacher = None
-    if recipe.needs_teacher:  # on batches of its own seed: which run of a sweep comes first must not matter
-        teacher = obtain_teacher(config, identity.teacher_id(job.cfg), make_datamodule(config, config.teacher.seed))
+    if recipe.needs_teacher:
+        teacher = obtain_teacher(config, identity.teacher_id(job.cfg), make_teacher_datamodule(config))
     resolved = identity.resolved(job.cfg)
     loggers = build_loggers(config, job.run_id, job.folder, resolved)
     students: dict[str, Student] = {}
@@ -120,7 +134,7 @@ def _execute(job: Job) -> dict[str, Any]:
         records.append(record)
     student = students[recipe.stages[-1].name]
     instrument = student.prepared()
-    module = FinetuneModule(instrument, recipe.stages[-1], make_metric(data.info), config.seed)
+    module = FinetuneModule(instrument, recipe.stages[-1], make_metric(data), config.seed)
     tested = test(module, data, config.trainer)
     size = model_size(instrument)
     for logger in loggers:
@@ -135,7 +149,7 @@ def _execute(job: Job) -> dict[str, Any]:
         "sweep": config.sweep,
         "status": "finished",
         "config": resolved,
-        "primary_metric": f"test/{data.info.metric}",
+        "primary_metric": data.info.primary_metric,
         "metrics": {**records[-1].metrics, **tested},
         "teacher": None if teacher is None else teacher.facts,
         "size": size.as_dict(),
@@ -162,7 +176,8 @@ def _run_stage(
     """Return the student after the stage, trained now or before, and the stage's record."""
     folder = job.folder / "stages" / stage.name
     previous = list(students.values())[-1] if students else None
-    student = _initial_student(job.config, stage, previous, teacher, data)
+    with config_errors():  # surgery that this family does not allow
+        student = _initial_student(job.config, stage, previous, teacher, data)
     record = finished_stage(folder)
     if record is not None:
         load_weights(student, folder / WEIGHTS)
@@ -179,7 +194,7 @@ def _run_stage(
     print(f"  stage {stage.name}: {stage.steps} steps", flush=True)
     for line in instrument.resolved.report:
         print(f"    {line}", flush=True)
-    metric, seed = make_metric(data.info), job.config.seed
+    metric, seed = make_metric(data), job.config.seed
     supervisor = None
     if stage.teacher:
         supervisor = _supervisor(stage, students, teacher)

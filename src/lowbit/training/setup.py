@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lowbit.config.problems import ConfigError
-from lowbit.config.schema import Config, Precision, TokenizerKind
+from lowbit.config.schema import Config, DataKind, Precision, TokenizerKind
 from lowbit.data import DataInfo, StepDataModule, build_datamodule, build_metric
+from lowbit.data.label_manifest import described
+from lowbit.data.stored_crops import fitting_manifest
 from lowbit.modeling import Instrument, Rule, prepare
 from lowbit.modeling.build import build_model, build_tokenizer
+
+_WITHOUT_FILES = (DataKind.digits, DataKind.agreement)
 
 
 @contextmanager
@@ -34,15 +40,55 @@ def make_datamodule(config: Config, seed: int) -> StepDataModule:
     with config_errors():
         if config.data.tokenizer is not TokenizerKind.model:
             return build_datamodule(config.data, seed)
-        tokenizer = build_tokenizer(config.model)
         return build_datamodule(
-            config.data, seed, lambda texts: tokenizer(texts)["input_ids"], pad_id=tokenizer.pad_token_id
+            config.data, seed, build_tokenizer(config.model), cache=Path(config.paths.outputs) / "cache"
         )
 
 
-def make_metric(info: DataInfo) -> tuple[str, Metric]:
+def check_data(config: Config) -> None:
+    """Load rows that are read from files, so that what is wrong with them shows before anything is written.
+
+    Raises:
+        ConfigError: bad rows, missing files, a damaged cache.
+    """
+    if config.data.kind in _WITHOUT_FILES:
+        return
+    data = make_datamodule(config, config.seed)
+    with config_errors():
+        data.setup("fit")
+
+
+def make_teacher_datamodule(config: Config) -> StepDataModule:
+    """Build the data module of the teacher: whole images, and batches of its own seed.
+
+    Which run of a sweep comes first, and whether it learns from stored soft labels, must not change the teacher.
+    """
+    return make_datamodule(replace(config, data=replace(config.data, soft_labels=None)), config.teacher.seed)
+
+
+def check_soft_labels(config: Config, *, checksums: bool) -> str | None:
+    """Check that the run's soft-label store is whole and of its training images; return what it holds.
+
+    Args:
+        config: The run.
+        checksums: Whether to read every shard and compare its SHA-256, not only its size.
+
+    Raises:
+        ConfigError: the store is not what the run needs.
+    """
+    if config.data.soft_labels is None:
+        return None
+    data = make_teacher_datamodule(config)
+    try:
+        manifest = fitting_manifest(config.data, data.info, data.splits, checksums)
+    except (ValueError, OSError) as error:
+        raise ConfigError([f"data.soft_labels={config.data.soft_labels}: {error}"]) from error
+    return f"soft labels: {described(manifest)}"
+
+
+def make_metric(data: StepDataModule) -> tuple[str, Metric | MetricCollection]:
     """Return the data set's metric by name."""
-    return info.metric, build_metric(info)
+    return data.info.metric, build_metric(data.info, data.splits.validation)
 
 
 def make_model(config: Config, info: DataInfo, seed: int) -> nn.Module:

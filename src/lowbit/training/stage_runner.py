@@ -154,8 +154,9 @@ def fit_stage(
 
 
 def test(module: FinetuneModule, data: StepDataModule, config: TrainerConfig) -> dict[str, float]:
-    """Return the metrics of the test split."""
-    return evaluate(build_trainer(config, 1, [], []), module, data, "test")
+    """Return the metrics of the test split or, where the data set has no test labels, of the validation split."""
+    verb = "test" if data.info.has_test else "validate"
+    return evaluate(build_trainer(config, 1, [], []), module, data, verb)
 
 
 def evaluate(trainer: L.Trainer, module: FinetuneModule, data: StepDataModule, verb: str) -> dict[str, float]:
@@ -163,7 +164,7 @@ def evaluate(trainer: L.Trainer, module: FinetuneModule, data: StepDataModule, v
     limit = trainer.limit_val_batches
     trainer.limit_val_batches = 1.0
     try:
-        (result,) = getattr(trainer, verb)(module, datamodule=data, verbose=False)
+        result, *_ = getattr(trainer, verb)(module, datamodule=data, verbose=False)  # each loader's holds all metrics
     finally:
         trainer.limit_val_batches = limit
     return {name: float(value) for name, value in result.items() if "/" in name}

@@ -106,4 +106,4 @@ def _module(config: Config, instrument: Instrument, data: StepDataModule) -> Fin
     if settings.source is TeacherSource.path:  # evaluated only, hence no budget
         settings = replace(settings, budget=BudgetConfig(steps=1))
     stage = build_teacher_stage(settings, data.steps_per_epoch)
-    return FinetuneModule(instrument, stage, make_metric(data.info), config.teacher.seed)
+    return FinetuneModule(instrument, stage, make_metric(data), config.teacher.seed)

@@ -1,0 +1,173 @@
+"""Read the rows of a GLUE split from TSV files, Parquet files, `save_to_disk` folders or the hub; name bad rows."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lowbit.config.glue_files import SplitFiles, description, find_split
+from lowbit.config.glue_tasks import LARGEST_SCORE, REPOSITORY, REVISION, SplitName, TaskDescription
+from lowbit.config.schema import DataConfig, OnBadRow
+
+# Where a row stands, and its cells in the order of the wanted columns, or what keeps it from having them.
+_Record = tuple[str, Sequence[Any] | str]
+_SHOWN = 5
+
+
+@dataclass
+class Rows:
+    """The usable rows of a split, column by column, and one line for each of the others."""
+
+    texts: list[list[str]]
+    labels: list[float] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Return the number of usable rows."""
+        return len(self.labels)
+
+
+def read_rows(config: DataConfig, split: SplitName) -> Rows:
+    """Return the rows of a split, checked one by one.
+
+    Raises:
+        ValueError: bad rows that are not to be skipped, or none that is good; a file without the task's columns.
+    """
+    task = description(config)
+    rows = Rows(texts=[[] for _ in task.texts])
+    for where, cells in _records(config, task, split):
+        problem = cells if isinstance(cells, str) else _take(rows, task, cells)
+        if problem is not None:
+            rows.bad.append(f"{where}: {problem}")
+    if rows.bad and config.on_bad_row is OnBadRow.error:
+        raise ValueError(
+            f"{told(rows.bad)}\n    Correct them, or set data.on_bad_row=skip to leave them out of training and scores."
+        )
+    if not rows.labels:
+        raise ValueError(f"data={config.name}: the split {split.split} has no usable row. {told(rows.bad)}".rstrip())
+    return rows
+
+
+def told(bad: Sequence[str]) -> str:
+    """Return how many bad rows there are, and the first of them; nothing if there are none."""
+    if not bad:
+        return ""
+    count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
+    more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
+    return "\n    ".join([f"{count}:", *bad[:_SHOWN], *more])
+
+
+def _take(rows: Rows, task: TaskDescription, cells: Sequence[Any]) -> str | None:
+    """Append a row and return None, or return what is wrong with it."""
+    *texts, label = cells
+    for name, text in zip(task.texts, texts, strict=True):
+        if not isinstance(text, str) or not text.strip():
+            return f"{name} is empty"
+        if not text.isascii() and not _is_unicode(text):
+            return f"{name} is not UTF-8"
+    value = _label(task, label)
+    if value is None:
+        allowed = f"one of {', '.join(task.labels)}" if task.labels else f"a number from 0 to {LARGEST_SCORE:g}"
+        return f"label {label!r}, expected {allowed}"
+    for column, text in zip(rows.texts, texts, strict=True):
+        column.append(text)
+    rows.labels.append(value)
+    return None
+
+
+def _label(task: TaskDescription, label: Any) -> float | None:
+    if task.labels and isinstance(label, str):
+        return task.labels.index(label) if label in task.labels else None
+    try:
+        value = float(label)
+    except (TypeError, ValueError):
+        return None
+    if task.labels:
+        return int(value) if value in range(len(task.labels)) else None
+    return value if math.isfinite(value) and 0 <= value <= LARGEST_SCORE else None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that could not be decoded stand in the text as lone surrogates
+        return False
+    return True
+
+
+def _records(config: DataConfig, task: TaskDescription, split: SplitName) -> Iterator[_Record]:
+    found = find_split(config, split)
+    if found is None:
+        return _hub(config, task, split)
+    if found.format == "tsv":
+        return _tsv(found.files[0], task)
+    return _table(found, task)
+
+
+def _tsv(path: Path, task: TaskDescription) -> Iterator[_Record]:
+    # No quoting: an odd quotation mark would swallow the lines after it. The published code reads alike.
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        columns = list(task.columns or next(lines, []))
+        wanted = (*task.texts, task.label)
+        missing = [name for name in wanted if name not in columns]
+        if missing:
+            raise ValueError(
+                f"{path}:1: the header lacks {' and '.join(missing)}; it has {', '.join(columns) or 'nothing'}"
+            )
+        places = [columns.index(name) for name in wanted]
+        for row in lines:
+            if not row:
+                continue
+            where = f"{path}:{lines.line_num}"
+            if len(row) != len(columns):
+                yield where, f"{len(row)} columns, expected {len(columns)}"
+            else:
+                yield where, [row[place] for place in places]
+
+
+def _table(found: SplitFiles, task: TaskDescription) -> Iterator[_Record]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    wanted = [*task.features, "label"]
+    for path in found.files:
+        try:
+            if found.format == "parquet":
+                table = parquet.read_table(path)
+            else:
+                with pa.memory_map(str(path)) as source:
+                    table = pa.ipc.open_stream(source).read_all()
+        except pa.ArrowException as error:
+            raise ValueError(f"{path} cannot be read as {found.format}: {error}") from error
+        missing = [name for name in wanted if name not in table.column_names]
+        if missing:
+            raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
+        rows = zip(*(table[name].to_pylist() for name in wanted), strict=True)
+        yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _hub(config: DataConfig, task: TaskDescription, split: SplitName) -> Iterator[_Record]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    assert config.task is not None
+    revision = config.revision or REVISION
+    where = f"{REPOSITORY}, {config.task.name}, {split.split}"
+    try:
+        data = load_dataset(REPOSITORY, config.task.name, split=split.split, revision=revision)
+    except (OSError, DatasetsError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        files = " and ".join(f"GLUE_DIR/{task.folder}/{name.file}.tsv" for name in task.splits)
+        raise ValueError(
+            f"data.source=hub: {where} at revision {revision} is neither cached nor reachable ({first}). Run the same "
+            f"command once with network access and without HF_HUB_OFFLINE, or put the official files at {files} and "
+            "set data.source=folder data.dir=GLUE_DIR"
+        ) from error
+    table = data.select_columns([*task.features, "label"])[:]
+    rows = zip(*(table[name] for name in (*task.features, "label")), strict=True)
+    return ((f"{where} row {number}", row) for number, row in enumerate(rows, start=1))

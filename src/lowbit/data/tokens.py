@@ -1,0 +1,102 @@
+"""Token ids of many texts in one flat array, which a file can hold and the memory map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK = 8192  # texts tokenised at once: bounds the memory that Python lists take
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A ragged array: text i is `ids[starts[i]:starts[i + 1]]`.
+
+    Attributes:
+        ids: Token ids with special tokens, int32.
+        types: Which sentence of a pair each token belongs to, uint8.
+        starts: Where each text begins, and the end of the last one; int64, one more than there are texts.
+    """
+
+    ids: Tensor
+    types: Tensor
+    starts: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens of each text."""
+        return self.starts.diff()
+
+    def lengths_of(self, rows: Tensor) -> Tensor:
+        """Return the number of tokens of some texts."""
+        return self.starts[rows + 1] - self.starts[rows]
+
+    @classmethod
+    def of(cls, ids: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None) -> Tokens:
+        """Collect the ids of each text; without types every token is of the first sentence."""
+        lengths = torch.tensor([0, *map(len, ids)])
+        flat = torch.tensor(list(chain.from_iterable(ids)), dtype=torch.int32)
+        kinds = None if types is None else torch.tensor(list(chain.from_iterable(types)), dtype=torch.uint8)
+        return cls(flat, torch.zeros_like(flat, dtype=torch.uint8) if kinds is None else kinds, lengths.cumsum(0))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """Put several after one another."""
+        lengths = torch.cat([torch.zeros(1, dtype=torch.int64), *(part.lengths for part in parts)])
+        return cls(torch.cat([p.ids for p in parts]), torch.cat([p.types for p in parts]), lengths.cumsum(0))
+
+    def padded(self, rows: Tensor, width: int, pad_id: int) -> dict[str, Tensor]:
+        """Return ids, mask and types of some texts, int64, padded on the right to `width`."""
+        lengths_B = self.lengths_of(rows)
+        place_L = torch.arange(width)
+        mask_BL = place_L < lengths_B[:, None]
+        index_BL = (self.starts[rows][:, None] + place_L).clamp_(max=len(self.ids) - 1)
+        return {
+            "input_ids": torch.where(mask_BL, self.ids[index_BL].long(), pad_id),
+            "attention_mask": mask_BL.long(),
+            "token_type_ids": self.types[index_BL].long() * mask_BL,
+        }
+
+
+def tokenize(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int | None) -> Tokens:
+    """Tokenise sentences, or pairs, with a Hugging Face tokenizer.
+
+    Args:
+        tokenizer: of the model.
+        texts: one sequence per sentence of a pair, each of one text per row.
+        max_length: longer rows are cut, the longer sentence of a pair first.
+    """
+    parts = []
+    for start in range(0, len(texts[0]), _CHUNK):
+        columns = [list(column[start : start + _CHUNK]) for column in texts]
+        found = tokenizer(*columns, truncation=max_length is not None, max_length=max_length, verbose=False)
+        parts.append(Tokens.of(found["input_ids"], found.get("token_type_ids")))
+    return Tokens.joined(parts)
+
+
+def tokenizer_state(tokenizer: Any) -> str:
+    """Return everything that decides the ids: vocabulary, normalisation, special tokens, versions of the libraries."""
+    import json
+
+    import tokenizers
+    import transformers
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in Python
+        state = {"vocabulary": tokenizer.get_vocab(), "settings": repr(sorted(tokenizer.init_kwargs.items()))}
+    else:
+        state = json.loads(backend.to_str())
+        for call in ("truncation", "padding"):  # left over from the last call
+            state.pop(call, None)
+    state["class"] = type(tokenizer).__name__
+    state["versions"] = [tokenizers.__version__, transformers.__version__]
+    return json.dumps(state, sort_keys=True)

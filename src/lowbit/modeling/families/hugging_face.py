@@ -1,0 +1,127 @@
+"""BERT, RoBERTa, XLM-R and ViT of transformers, with heads for classes or spans: module names, attention function."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowbit.modeling.attention import attend
+from lowbit.modeling.families.family import Family, LayerNames, Undo
+
+ATTENTION_NAME = "lowbit"
+
+
+def _route_hf(model: nn.Module, attentions: list[nn.Module]) -> Undo:
+    """Register the core once and choose it for this model, on a config of its own.
+
+    Both interfaces are needed: with the attention alone, transformers passes no padding mask, silently.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(ATTENTION_NAME, _hf_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, eager_mask)
+    # Two models built from one config object share its attention implementation; this one gets its own copies.
+    shared = {module: module.config for module in model.modules() if hasattr(module, "config")}
+    copies: dict[int, Any] = {}
+    for module, config in shared.items():
+        module.config = copies.setdefault(id(config), copy.deepcopy(config))
+    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+
+    def undo() -> None:
+        for module, config in shared.items():
+            module.config = config
+
+    return undo
+
+
+def _hf_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    context_BHLD, probs_BHLL = attend(module, query, key, value, attention_mask, scale, dropout)
+    return context_BHLD.transpose(1, 2).contiguous(), probs_BHLL
+
+
+_BERT_LAYER = LayerNames(
+    attention="attention.self",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    attn_out="attention.output.dense",
+    ffn_in="intermediate.dense",
+    ffn_out="output.dense",
+    attn_block="attention.output",
+    activation="intermediate.intermediate_act_fn",
+    attn_block_at="output",
+)
+HF_BERT = Family(
+    name="hf_bert",
+    class_names=("BertForSequenceClassification", "BertForQuestionAnswering"),
+    layers="bert.encoder.layer",
+    names=_BERT_LAYER,
+    model_roles={
+        "word_embedding": ("bert.embeddings.word_embeddings",),
+        "position_embedding": ("bert.embeddings.position_embeddings",),
+        "token_type_embedding": ("bert.embeddings.token_type_embeddings",),
+        "pooler": ("bert.pooler.dense",),
+        "classifier": ("classifier", "qa_outputs"),
+    },
+    inputs=("input_ids", "attention_mask", "token_type_ids"),
+    fused_qkv=False,
+    route_attention=_route_hf,
+)
+HF_ROBERTA = Family(
+    name="hf_roberta",
+    class_names=(
+        "RobertaForSequenceClassification",
+        "XLMRobertaForSequenceClassification",
+        "RobertaForQuestionAnswering",
+        "XLMRobertaForQuestionAnswering",
+    ),
+    layers="roberta.encoder.layer",
+    names=_BERT_LAYER,
+    model_roles={
+        "word_embedding": ("roberta.embeddings.word_embeddings",),
+        "position_embedding": ("roberta.embeddings.position_embeddings",),
+        "token_type_embedding": ("roberta.embeddings.token_type_embeddings",),
+        "pooler": ("classifier.dense",),  # the head's tanh layer on the first token does what BERT's pooler does
+        "classifier": ("classifier.out_proj", "qa_outputs"),
+    },
+    inputs=("input_ids", "attention_mask"),  # one token type only: ids of BERT's second segment are out of range
+    fused_qkv=False,
+    route_attention=_route_hf,
+)
+HF_VIT = Family(
+    name="hf_vit",
+    class_names=("ViTForImageClassification",),
+    layers="vit.layers",
+    names=LayerNames(
+        attention="attention",
+        query="attention.q_proj",
+        key="attention.k_proj",
+        value="attention.v_proj",
+        attn_out="attention.o_proj",
+        ffn_in="mlp.fc1",
+        ffn_out="mlp.fc2",
+        attn_block="layernorm_after",
+        activation="mlp.activation_fn",
+        attn_block_at="input",
+    ),
+    model_roles={
+        "patch_embed": ("vit.embeddings.patch_embeddings.projection",),
+        "classifier": ("classifier",),
+    },
+    inputs=("pixel_values",),
+    fused_qkv=False,
+    route_attention=_route_hf,
+)

@@ -1,0 +1,143 @@
+"""`lowbit train` on the fixtures of all nine GLUE tasks, and what it says about files that cannot be used."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lowbit.cli import main
+from lowbit.config.enums import GlueTask
+
+SCORES = {
+    "cola": {"val/matthews"},
+    "mrpc": {"val/accuracy", "val/f1", "val/accuracy_f1"},
+    "qqp": {"val/accuracy", "val/f1", "val/accuracy_f1"},
+    "stsb": {"val/pearson", "val/spearman", "val/pearson_spearman"},
+    "mnli": {"val/accuracy", "val_mismatched/accuracy"},
+}
+PRIMARY = {"cola": "val/matthews", "mrpc": "val/accuracy_f1", "qqp": "val/accuracy_f1", "stsb": "val/pearson_spearman"}
+
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def command(tiny_bert: Path, glue: Path, outputs: Path) -> Command:
+    """Return a function: the arguments of a run of two steps after a teacher of two."""
+
+    def build(task: str, *more: str, folder: Path = glue) -> list[str]:
+        steps = [f"{budget}={{steps: 2, epochs: null}}" for budget in ("budget", "teacher.budget")]
+        quiet = ["logger=none", "trainer.progress=false", f"paths.outputs={outputs}"]
+        model = ["model=hf", f"model.path={tiny_bert}"]
+        return ["train", f"data={task}", f"data.dir={folder}", "data.batch_size=4", *model, *steps, *quiet, *more]
+
+    return build
+
+
+@pytest.mark.parametrize("task", [task.name for task in GlueTask])
+def test_every_task_trains_and_is_scored(task: str, command: Command, outputs: Path, runs_in):
+    before = runs_in(outputs)
+    assert main(command(task)) == 0
+    after = runs_in(outputs)
+    (new,) = set(after) - set(before)
+    run = after[new]
+    assert set(run["metrics"]) == SCORES.get(task, {"val/accuracy"}), "there is no test split to be scored on"
+    assert run["primary_metric"] == PRIMARY.get(task, "val/accuracy")
+    assert set(run["teacher"]["metrics"]) == set(run["metrics"])
+    assert run["steps"] == 2
+
+
+def test_an_intervened_stage_is_scored_on_both_mnli_sets(command: Command, outputs: Path, runs_in):
+    before = runs_in(outputs)
+    assert main([*command("mnli"), "method=ti_m", "method.stages.intervene.steps=1"]) == 0
+    (new,) = set(runs_in(outputs)) - set(before)
+    intervened, plain = runs_in(outputs)[new]["stages"]
+    assert set(plain["metrics"]) == {"val/accuracy", "val_mismatched/accuracy"}
+    assert set(intervened["metrics"]) - set(plain["metrics"]) == {
+        "val_intervened/accuracy",
+        "val_mismatched_intervened/accuracy",
+    }
+
+
+@pytest.fixture
+def changed_glue(glue: Path, tmp_path: Path) -> Path:
+    """A copy of the fixtures that a test may damage."""
+    return Path(shutil.copytree(glue, tmp_path / "glue"))
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the message of a command that must end with exit code 2."""
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    return err
+
+
+def test_bad_rows_stop_the_run_before_anything_is_trained(command: Command, changed_glue: Path, tmp_path, capsys):
+    file = changed_glue / "SST-2" / "train.tsv"
+    lines = file.read_text().splitlines()
+    lines[2] = "dull"
+    lines[3] = "the jokes land\tmaybe"
+    lines[4] = "  \t1"
+    file.write_text("\n".join(lines))
+    arguments = [*command("sst2", folder=changed_glue), f"paths.outputs={tmp_path / 'new'}"]
+    err = refused(arguments, capsys)
+    assert "3 bad rows" in err
+    assert f"{file}:3: 1 columns, expected 2" in err
+    assert f"{file}:4: label 'maybe', expected one of 0, 1" in err
+    assert f"{file}:5: sentence is empty" in err
+    assert "data.on_bad_row=skip" in err
+    assert not any((tmp_path / "new" / folder).exists() for folder in ("runs", "teachers"))
+
+
+def test_bad_rows_are_left_out_on_request(command: Command, changed_glue: Path, outputs: Path, runs_in, capsys):
+    with (changed_glue / "SST-2" / "train.tsv").open("a") as file:
+        file.write("one column\n")
+    before = runs_in(outputs)
+    with pytest.warns(UserWarning, match="data=sst2: 1 bad rows of train are left out"):
+        assert (
+            main(command("sst2", "data.on_bad_row=skip", "budget={epochs: 1, steps: null}", folder=changed_glue)) == 0
+        )
+    assert "train.tsv:8: 1 columns, expected 2" in capsys.readouterr().out
+    (new,) = set(runs_in(outputs)) - set(before)
+    assert runs_in(outputs)[new]["steps"] == 2, "six good rows in batches of four"
+
+
+def test_a_truncated_file_is_named_with_its_last_line(command: Command, changed_glue: Path, capsys):
+    file = changed_glue / "MNLI" / "dev_mismatched.tsv"
+    file.write_bytes(file.read_bytes()[:-30])
+    assert f"{file}:4: " in refused(command("mnli", folder=changed_glue), capsys)
+
+
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_missing_files_are_named_with_their_place(verb: str, command: Command, changed_glue: Path, capsys):
+    (changed_glue / "CoLA" / "dev.tsv").unlink()
+    arguments = [verb, *command("cola", folder=changed_glue)[1:]]
+    err = refused(arguments, capsys)
+    assert f"{changed_glue / 'CoLA'} has no dev.tsv" in err
+    assert f"put the official GLUE files at {changed_glue / 'CoLA' / 'train.tsv'} and" in err
+    shutil.rmtree(changed_glue / "CoLA")
+    assert "no folder CoLA or cola in it" in refused(arguments, capsys)
+    shutil.rmtree(changed_glue)
+    assert "no such folder" in refused(arguments, capsys)
+
+
+def test_a_damaged_cache_is_named(command: Command, glue: Path, tmp_path: Path, capsys):
+    arguments = [*command("rte", "method=finetune"), f"paths.outputs={tmp_path}"]
+    assert main(arguments) == 0
+    (file,) = tmp_path.glob("cache/tokens/rte-train-*")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    runs = sorted(tmp_path.glob("runs/**"))
+    err = refused([*arguments, "seed=2"], capsys)
+    assert f"the cache file {file} is damaged (its checksum differs): delete it" in err
+    file.write_bytes(content[:40])
+    assert f"the cache file {file} is damaged (" in refused([*arguments, "seed=2"], capsys)
+    assert sorted(tmp_path.glob("runs/**")) == runs
+
+
+def test_no_network_and_no_cache_says_what_to_do(command: Command, capsys):
+    err = refused(command("rte", "data.source=hub", "data.dir=null"), capsys)
+    assert "neither cached nor reachable" in err
+    assert "GLUE_DIR/RTE/train.tsv and GLUE_DIR/RTE/dev.tsv" in err
