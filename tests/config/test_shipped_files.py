@@ -15,6 +15,7 @@ from lowbit.config.validate import load
 
 ROOT = C.shipped_root()
 GLUE_FILES = Path(__file__).parents[1] / "fixtures" / "glue"
+SQUAD_FILES = GLUE_FILES.with_name("squad")
 FILES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("conf", "sweeps")
@@ -27,11 +28,14 @@ CHOICES = [name for name in FILES if name not in {*HIDDEN, *SWEEPS, "conf/config
 COMMENTED = sorted({*CHOICES, *SWEEPS})
 
 # What a choice cannot do without; {folder} exists and holds model.safetensors and store/, a soft-label store,
-# {glue} the files of GLUE.
+# {glue} the files of GLUE, {squad} those of SQuAD.
 GLUE = ["model=hf", "model.path={folder}", "data.dir={glue}"]
 NEEDS = {
     **{f"data={task.name}": GLUE for task in GlueTask},
+    **{f"data={name}": ["model=hf", "model.path={folder}", "data.dir={squad}"] for name in ("squad", "squad_v2")},
     **{f"experiment=glue/{Path(name).stem}": GLUE for name in CHOICES if name.startswith("conf/experiment/glue/")},
+    "sweeps=methods_cola": GLUE,
+    "sweeps=methods_sst2": GLUE,
     "model=bert_micro": ["data=agreement"],
     "model=hf": ["model.path={folder}", "data=agreement", "data.tokenizer=model"],
     "model=minilm": ["data=agreement", "data.tokenizer=model"],
@@ -61,7 +65,7 @@ def group_and_choice(file: str) -> tuple[str, str]:
 
 def overrides_for(file: str, folder: Path) -> list[str]:
     choice = "=".join(group_and_choice(file))
-    return [choice, *(need.format(folder=folder, glue=GLUE_FILES) for need in NEEDS.get(choice, []))]
+    return [choice, *(need.format(folder=folder, glue=GLUE_FILES, squad=SQUAD_FILES) for need in NEEDS.get(choice, []))]
 
 
 @pytest.fixture
@@ -84,7 +88,9 @@ def test_no_file_is_left_out():
 
 
 def test_needs_name_choices_that_exist():
-    assert set(NEEDS) <= {"=".join(group_and_choice(file)) for file in CHOICES}
+    assert set(NEEDS) <= {"=".join(group_and_choice(file)) for file in CHOICES} | {
+        f"sweeps={Path(f).stem}" for f in SWEEPS
+    }
 
 
 @pytest.mark.parametrize("file", CHOICES)
@@ -118,9 +124,10 @@ def test_hidden_file_is_used_by_a_choice(file: str):
 
 
 @pytest.mark.parametrize("file", SWEEPS)
-def test_sweep_expands_into_different_valid_jobs(file: str):
+def test_sweep_expands_into_different_valid_jobs(file: str, folder: Path):
     name = Path(file).stem
-    jobs = C.expand(C.sweep_overrides(name, []))
+    needs = [need.format(folder=folder, glue=GLUE_FILES) for need in NEEDS.get(f"sweeps={name}", [])]
+    jobs = C.expand(C.sweep_overrides(name, needs))
     assert len(jobs) > 1
     configs = [load(job) for job in jobs]
     assert len({identity.run_id(cfg) for cfg, _ in configs}) == len(jobs)

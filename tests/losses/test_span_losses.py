@@ -40,7 +40,7 @@ def test_both_ends_are_added(settings: dict[str, Any], scale: float, expected: f
 
 
 def test_windows_are_averaged():
-    """A second window in which student and teacher are (1/2, 1/2) twice adds 2 ln 2: (1.8047884695 + 1.3862943611) / 2."""
+    """A second window, (1/2, 1/2) everywhere, has 2 ln 2: (1.8047884695 + 1.3862943611) / 2."""
     even = [[[0, 0], [0, 0]]]
     value = span_soft_cross_entropy(wide(STUDENT + even), wide(TEACHER + even))
     assert value.item() == pytest.approx(1.5955414153, rel=1e-9)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
 
+from lowbit.data import DataInfo
 from lowbit.training.modules import DistillationModule, FinetuneModule
 
 FOLDER = Path(os.environ.get("LOWBIT_VECTORS") or Path(__file__).parents[1] / "golden") / "trajectories"
@@ -38,6 +39,8 @@ class Stream(torch.utils.data.IterableDataset[Batch]):
 
 class PublishedSteps(L.LightningDataModule):
     """The batches of a published run as the stage runner expects them; `batch` says what is in one."""
+
+    info = DataInfo("published", "text", "classification", num_labels=2, metric="accuracy", train_size=1)
 
     def __init__(self, file: str, index: dict[str, Any]) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from lowbit.config.glue_files import glue_problems, train_rows
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
 from lowbit.config.quantization import quantization_problems, unused_problems
 from lowbit.config.soft_labels import soft_label_problems
-from lowbit.config.squad_files import squad_problems, train_questions
+from lowbit.config.squad_files import squad_problems
 
 _TEXT = (S.DataKind.agreement, S.DataKind.glue, S.DataKind.squad)
 # Settings that single kinds of data have, and the kinds.
@@ -269,29 +269,31 @@ def _mixes(where: str, phase: S.PhaseConfig) -> Iterator[str]:
 
 
 def _budget(config: S.Config) -> Iterator[str]:
-    rows = config.data.train_size or _train_rows(config.data)
-    if rows is None:
-        return  # files are missing, which another check says
-    steps_per_epoch = epoch_steps(rows, max(config.data.batch_size, 1))
     for key, budget in {"budget": config.budget, "teacher.budget": config.teacher.budget}.items():
         if budget.steps is not None and budget.epochs is not None:
             yield (
                 f"{key} has steps={budget.steps} and epochs={budget.epochs}: set one of them, and the other to null "
                 f"({key}.steps=null or {key}.epochs=null)"
             )
+    teacher = config.teacher
+    if teacher.source is S.TeacherSource.finetune and total_steps(teacher.budget, steps_per_epoch=1) is None:
+        yield "teacher.budget: no total; set teacher.budget.steps=N or teacher.budget.epochs=N"
+    rows = _train_rows(config.data)
+    if rows is None:
+        return
     try:
-        stage_steps(config.method.stages, config.budget, steps_per_epoch)
+        stage_steps(config.method.stages, config.budget, epoch_steps(rows, max(config.data.batch_size, 1)))
     except ValueError as error:
         yield str(error)
-    teacher = config.teacher
-    if teacher.source is S.TeacherSource.finetune and total_steps(teacher.budget, steps_per_epoch) is None:
-        yield "teacher.budget: no total; set teacher.budget.steps=N or teacher.budget.epochs=N"
 
 
 def _train_rows(data: S.DataConfig) -> int | None:
-    if data.kind in _TRAIN_ROWS:
-        return _TRAIN_ROWS[data.kind]
+    """Return None where files are missing, which another check says, or a tokenizer has to count: see `check_data`."""
+    if data.kind is S.DataKind.squad:
+        return None
+    if data.train_size or data.kind in _TRAIN_ROWS:
+        return data.train_size or _TRAIN_ROWS[data.kind]
     try:
-        return train_rows(data) if data.kind is S.DataKind.glue else train_questions(data)
+        return train_rows(data)
     except (ValueError, OSError):
         return None

@@ -133,8 +133,9 @@ class FinetuneModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the metric of every view of this validation split."""
-        names = ("", *self.trainer.datamodule.info.more_validation)  # type: ignore[attr-defined]
-        self._update("_".join(filter(None, ("val", names[dataloader_idx]))), batch)
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        names = ("val", *(f"val_{name}" for name in data.info.more_validation))
+        self._update(names[dataloader_idx], batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the metric of every view."""

@@ -1,6 +1,6 @@
 """What a run would do, found out without weights: stages, and which modules the rules match.
 
-Data are read only to compare them with a soft-label store.
+Data are read only to compare them with a soft-label store, and where a tokenizer decides how many rows there are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_recipe
-from lowbit.training.setup import check_soft_labels
+from lowbit.training.setup import check_soft_labels, make_datamodule
 
 
 def preview(config: Config) -> Iterator[str]:
@@ -30,8 +30,8 @@ def preview(config: Config) -> Iterator[str]:
     if labels is not None:
         yield labels
     info = data_info(config.data)
-    if info.task == "span":
-        yield "steps: by questions; a run counts windows, of which long texts make several"
+    if info.task == "span":  # only the tokenizer knows how many windows there are; the run finds them in the cache
+        info = make_datamodule(config, config.seed).info
     recipe = build_recipe(config, epoch_steps(info.train_size, config.data.batch_size))
     for stage in recipe.stages:
         terms = ", ".join(stage.losses)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
+from lowbit.config.budget import stage_steps
 from lowbit.config.problems import ConfigError
 from lowbit.config.schema import Config, DataKind, Precision, TokenizerKind
 from lowbit.data import DataInfo, StepDataModule, build_datamodule, build_metric
@@ -49,13 +50,14 @@ def check_data(config: Config) -> None:
     """Load rows that are read from files, so that what is wrong with them shows before anything is written.
 
     Raises:
-        ConfigError: bad rows, missing files, a damaged cache.
+        ConfigError: bad rows, missing files, a damaged cache, a budget too small for the stages.
     """
     if config.data.kind in _WITHOUT_FILES:
         return
     data = make_datamodule(config, config.seed)
     with config_errors():
         data.setup("fit")
+        stage_steps(config.method.stages, config.budget, data.steps_per_epoch)
 
 
 def make_teacher_datamodule(config: Config) -> StepDataModule:
