@@ -56,9 +56,11 @@ def test_the_page_works_as_written(copy: Path):
         file = copy / block["path"]
         if block["action"] == "edit":
             edit(file, block["text"])
+        elif block["action"] == "append":
+            file.write_text(f"{file.read_text()}\n\n{block['text']}")
         else:
-            assert file.exists() == (block["action"] == "append")
-            file.write_text((file.read_text() if file.exists() else "") + block["text"])
+            assert not file.exists()
+            file.write_text(block["text"])
     made_up = "Context distillation (made up): the angle between attention contexts beside labels"
     assert made_up in " ".join(printed["lowbit ls method"].split())
     metrics = next(copy.glob("outputs/runs/digits/context_kd/*/metrics.csv")).read_text()
