@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from lowbit.config.validate import load
+from lowbit.config import compose as C
 
 # Small enough for some tenths of a second per run; every part of a run is there.
 TINY = [
@@ -48,8 +48,7 @@ def few_steps() -> Callable[[list[str]], list[str]]:
     """Return a function: the overrides, and those that give each stage of their method two or three steps."""
 
     def shortened(overrides: list[str]) -> list[str]:
-        _, config = load([*overrides, *TINY])
-        stages = config.method.stages
+        stages = C.to_config(C.compose([*overrides, *TINY])).method.stages
         fixed = [f"method.stages.{name}.steps=3" for name, stage in stages.items() if stage.steps]
         return [*overrides, *TINY, *fixed, f"budget.steps={4 * len(stages)}"]
 

@@ -1,4 +1,4 @@
-"""Everything that ships is trained for a few steps by `lowbit train`."""
+"""Everything that ships is trained for a few steps by `lowbit train`; each method: tests/methods."""
 
 import math
 from pathlib import Path
@@ -24,12 +24,14 @@ OTHERS = [
     ["model.kind=vit", "method=ti_g", "scheduler=constant", "model.dropout=0.1"],
     ["model=timm", "model.timm_name=vit_tiny_patch16_224", "model.patch_size=4", "quantizer=w8a8"],
     ["model=deit_tiny_distilled", "model.pretrained=false", "model.patch_size=4", "quantizer=lsq_w4a4"],
-    ["model=swin_tiny", "model.pretrained=false", "model.dropout=0.1", "method=ti_g"],
     ["data=agreement", "model=bert_micro", "optimizer=bert_adam", "scheduler=cosine", "quantizer=none"],
 ]
-SHALLOW = {"xtc_layers": ["method.layer_map=[0]"]}  # these models have one layer
-STORED = {"digits/variation_aware_mckd": ["data.soft_labels={labels}"]}
 GLUE = ["model=hf", "model.path={bert}", "data.dir={glue}"]
+WANTED = {
+    "digits/variation_aware_mckd": ["data.soft_labels={labels}"],
+    "digits/xtc_layers": ["method.layer_map=[0]"],  # these models have one layer
+    **{name: GLUE for name in EXPERIMENTS if name.startswith("glue/")},
+}
 NEEDS = {name: [f"method={name}"] for name in ("binarybert", "bit_chain", "sdq_ipq")}
 TEXT = ["data=agreement", "model=bert_micro", "method=ternarybert"]
 
@@ -55,8 +57,8 @@ def labels(outputs, tiny):
 
 @pytest.mark.parametrize(
     "overrides",
-    [*([f"method={m}", *SHALLOW.get(m, [])] for m in METHODS), *OTHERS]
-    + [[f"experiment={e}", *STORED.get(e, []), *(GLUE if e.startswith("glue/") else [])] for e in EXPERIMENTS]
+    [[f"experiment={e}", *WANTED.get(e, [])] for e in EXPERIMENTS]
+    + OTHERS
     + [[*TEXT, f"quantizer={q}", *NEEDS.get(q, [])] for q in QUANTIZERS]
     + [["method=ti_m", "quantizer=lsq_w4a4", choice] for choice in AROUND],
     ids=" ".join,

@@ -20,7 +20,7 @@ def command(tiny_bert: Path, squad: Path, outputs: Path) -> Command:
     def build(data: str, *more: str, folder: Path = squad) -> list[str]:
         steps = [f"{budget}={{steps: 2, epochs: null}}" for budget in ("budget", "teacher.budget")]
         quiet = ["logger=none", "trainer.progress=false", "trainer.threads=1", f"paths.outputs={outputs}"]
-        model = ["model=hf", f"model.path={tiny_bert}"]
+        model = ["model=hf", f"model.path={tiny_bert}", "data.max_length=128"]
         return ["train", f"data={data}", f"data.dir={folder}", "data.batch_size=4", *model, *steps, *quiet, *more]
 
     return build

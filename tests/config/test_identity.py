@@ -20,6 +20,7 @@ from omegaconf import (
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.validate import load
+from lowbit.recipes import build_recipe
 
 # Written out again on purpose: whoever adds to identity.NOT_IDENTITY must say here that no result depends on it.
 EXCLUDED = {
@@ -220,6 +221,9 @@ def test_a_folder_counts_by_its_content(tmp_path):
     assert before == ids(tmp_path / "b")
     (tmp_path / "a" / "model.safetensors").write_bytes(b"other weights")
     assert not {*before} & {*ids(tmp_path / "a")}
+    after = ids(tmp_path / "a")
+    (tmp_path / "a" / "sentencepiece.bpe.model").write_bytes(b"vocabulary")
+    assert not {*after} & {*ids(tmp_path / "a")}
     assert ids("hub/name") == ids("hub/name") != ids("hub/other")
 
 
@@ -227,3 +231,17 @@ def test_the_teacher_counts_only_where_one_is_needed():
     finetune = {identity.run_id(C.compose(["method=finetune", f"teacher.seed={seed}"])) for seed in (1, 2)}
     distilled = {identity.run_id(C.compose(["method=ternarybert", f"teacher.seed={seed}"])) for seed in (1, 2)}
     assert (len(finetune), len(distilled)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "counts"),
+    [("teacher", "false", 2), ("narrow", "false", 2), ("fresh", "true", 2), ("fresh", "false", 1)],
+)
+def test_the_teacher_counts_wherever_the_recipe_needs_it(student: str, teacher: str, counts: int):
+    stage = [f"method.stages.finetune.student={student}", f"method.stages.finetune.teacher={teacher}"]
+    ids = set()
+    for seed in (1, 2):
+        cfg = C.compose(["method=finetune", *stage, f"teacher.seed={seed}"])
+        ids.add(identity.run_id(cfg))
+    assert len(ids) == counts
+    assert build_recipe(C.to_config(cfg), 100).needs_teacher == (counts == 2)

@@ -118,6 +118,12 @@ def test_many_bad_rows_are_counted_and_the_first_are_shown(glue: Path, tmp_path:
         read_rows(settings, TRAIN)
 
 
+def test_a_file_that_is_no_table_is_named(glue: Path, tmp_path: Path):
+    settings = damaged(glue, tmp_path, "cola", ["x" * 200_000])
+    with pytest.raises(ValueError, match=r"train\.tsv:\d+ cannot be read as tab-separated text: field larger"):
+        read_rows(settings, TRAIN)
+
+
 def test_a_wrong_header_names_the_columns(glue: Path, tmp_path: Path):
     shutil.copytree(glue / "CoLA", tmp_path / "SST-2")
     with pytest.raises(ValueError, match=r"train\.tsv:1: the header lacks sentence and label; it has inv1, 1"):

@@ -52,3 +52,10 @@ def test_the_state_is_that_of_the_tokenizer_and_not_of_its_last_call(tokenizer, 
     tokenizer_with_more = AutoTokenizer.from_pretrained(tiny_bert)
     tokenizer_with_more.add_tokens(["gardener's"])
     assert tokenizer_state(tokenizer_with_more) != state
+
+
+def test_the_side_that_is_cut_is_part_of_the_state(tokenizer, tiny_bert: Path):
+    left = AutoTokenizer.from_pretrained(tiny_bert, truncation_side="left")
+    right, other = (tokenize(cutting, [SENTENCES], 4).ids for cutting in (tokenizer, left))
+    assert not torch.equal(right, other)
+    assert tokenizer_state(tokenizer) != tokenizer_state(left)

@@ -6,15 +6,28 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from lowbit.config.schema import ModelConfig, ModelKind
 from lowbit.data import DataInfo
-from lowbit.modeling.build import build_model
+from lowbit.modeling.build import build_model, build_tokenizer
 
 INFO = DataInfo("made_up", "text", "classification", 3, "accuracy", 10)
 CONFIG = BertConfig(
     vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3
+)
+
+ROBERTA = RobertaConfig(
+    **(CONFIG.to_dict() | {"model_type": "roberta", "max_position_embeddings": 30, "pad_token_id": 1})
 )
 
 
@@ -51,8 +64,39 @@ def test_a_checkpoint_that_lacks_encoder_weights_is_refused(tmp_path: Path):
         build_model(config(tmp_path), INFO, seed=1)
 
 
+@pytest.mark.parametrize(("saved", "room"), [(BertModel(CONFIG), 512), (RobertaModel(ROBERTA), 28)])
+def test_sequences_longer_than_the_positions_are_refused(saved: PreTrainedModel, room: int, tmp_path: Path):
+    """RoBERTa counts from behind its padding id."""
+    saved.save_pretrained(tmp_path)
+    build_model(config(tmp_path), replace(INFO, max_length=room), seed=1)
+    with pytest.raises(ValueError, match=f"data.max_length={room + 1}: .* has {room} positions; set {room} or less"):
+        build_model(config(tmp_path), replace(INFO, max_length=room + 1), seed=1)
+
+
 def test_another_number_of_labels_is_refused_with_both(tmp_path: Path):
     BertForSequenceClassification(CONFIG).save_pretrained(tmp_path)
     message = r"classifier\.\w+ is \(3.*\) in the checkpoint, but \(2.*\) for the 2 labels of data=made_up"
     with pytest.raises(ValueError, match=message):
         build_model(config(tmp_path), replace(INFO, num_labels=2), seed=1)
+
+
+@pytest.mark.parametrize("made_up", [CONFIG, ROBERTA])
+def test_a_folder_without_a_vocabulary_is_refused(made_up: PretrainedConfig, tmp_path: Path):
+    """Transformers would make up a tokenizer from the config alone, to which every word is unknown."""
+    made_up.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"model.path={tmp_path}: no tokenizer files there, such as tokenizer.json"):
+        build_tokenizer(config(tmp_path))
+
+
+def test_a_tokenizer_out_of_reach_is_named():
+    with pytest.raises(ValueError, match=r"model.path=no/such: its tokenizer cannot be loaded \(.+\); give a folder"):
+        build_tokenizer(config(Path("no/such")))
+
+
+def test_a_failure_without_words_is_named_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def load(*_: object, **__: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", load)
+    with pytest.raises(ValueError, match=r"it cannot be loaded \(TimeoutError\); give a folder"):
+        build_model(config(tmp_path), INFO, seed=1)

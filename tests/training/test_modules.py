@@ -22,7 +22,7 @@ from lowbit.training.guards import NonFiniteLossError
 from lowbit.training.loggers import MetricsFile, wandb_mode
 from lowbit.training.modules import DistillationModule
 from lowbit.training.run import train
-from lowbit.training.stage_runner import build_trainer, fit_stage, load_weights
+from lowbit.training.stage_runner import build_trainer, evaluate, fit_stage, load_weights
 
 
 def config_of(*overrides: str) -> Config:
@@ -77,6 +77,26 @@ def test_a_checkpoint_loads_strictly_but_for_the_teacher(tmp_path: Path) -> None
         build_trainer(config.trainer, 2, [], []).fit(
             module_of(config)[0], datamodule=data, ckpt_path=str(tmp_path / "b.ckpt")
         )
+
+
+def test_an_interrupted_evaluation_leaves_nothing_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("data.eval_batch_size=8")
+    module, data, _ = module_of(config)
+    trainer = build_trainer(config.trainer, 1, [], [])
+    expected = evaluate(trainer, module, data, "validate")
+    update, calls = module._update, []
+
+    def fail(split: str, batch: Any) -> None:
+        calls.append(split)
+        if len(calls) == 3:
+            raise OSError("the disk is gone")
+        update(split, {**batch, "labels": 1 - batch["labels"]})
+
+    monkeypatch.setattr(module, "_update", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        evaluate(trainer, module, data, "validate")
+    monkeypatch.setattr(module, "_update", update)
+    assert evaluate(trainer, module, data, "validate") == expected
 
 
 def test_nan_stops_the_run_names_the_term_and_keeps_the_checkpoint(

@@ -76,6 +76,29 @@ def test_the_gradient_factor_of_scales_cancels_under_adam_and_counts_under_sgd(k
     assert moved["sgd"][0] == pytest.approx(100 * moved["sgd"][1], rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "bert_adam"])
+def test_gradients_of_plain_groups_are_zeroed_by_the_closure_too(kind: str):
+    """Lightning zeroes gradients inside the closure; a group that it did not find there would add them up."""
+    network = model()
+    step_size = network[0].weight_quantizer.step_size
+    settings = Optimizer(kind, 1e-2, 0.0, (0.9, 0.999), 1e-8, None, "parameter", 1e-3, "sgd")
+    optimizer, _ = build_optimizer(network, settings, lambda _: 1.0, fused=False)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = network(torch.ones(8, 6)).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        before = [p.detach().clone() for p in network.parameters()]
+        (expected,) = torch.autograd.grad(network(torch.ones(8, 6)).square().sum(), [step_size])
+        loss = optimizer.step(closure)
+        torch.testing.assert_close(step_size.grad, expected)
+        assert float(loss.detach()) > 0
+        assert all((p != old).any() for p, old in zip(network.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize(
     ("correction", "clipped"), [(Cage(5.0, 0.0, "constant", coupled=True), False), (Dampening(0.1, 0.0), True)]
 )

@@ -25,7 +25,13 @@ def module_of(tiny_bert: Path, glue: Path, squad: Path, tmp_path: Path) -> Modul
     def build(name: str, *overrides: str) -> tuple[DistillationModule, Batch]:
         folder = squad if name == "squad" else glue
         files = [f"model.path={tiny_bert}", f"data.dir={folder}", f"paths.outputs={tmp_path}"]
-        run = ["method=ternarybert", "quantizer=w2a8", "budget={steps: 4, epochs: null}", "data.batch_size=4"]
+        run = [
+            "method=ternarybert",
+            "quantizer=w2a8",
+            "budget={steps: 4, epochs: null}",
+            "data.batch_size=4",
+            "data.max_length=128",
+        ]
         _, config = load([f"data={name}", "model=hf", *files, *run, "model.dropout=0", *overrides])
         data = make_datamodule(config, 1)
         (stage,) = build_recipe(config, data.steps_per_epoch).stages

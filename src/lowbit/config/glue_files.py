@@ -58,6 +58,9 @@ def find_split(config: DataConfig, split: SplitName) -> SplitFiles | None:
 def glue_problems(config: DataConfig) -> Iterator[str]:
     """Yield what is missing of the task and its files."""
     try:
+        least = 3 * len(description(config).texts)  # a token of each sentence beside RoBERTa's 2 or 4 special ones
+        if config.max_length is not None and config.max_length < least:
+            yield f"data.max_length={config.max_length}: leaves no token for the text; set {least} or more, or null"
         for split in description(config).splits:
             find_split(config, split)
         if not train_rows(config):

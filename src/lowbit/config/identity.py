@@ -31,7 +31,7 @@ NOT_IDENTITY = (
 NOT_TEACHER_IDENTITY = (*NOT_IDENTITY, "data.eval_batch_size", "data.soft_labels", "data.num_crops")
 
 _FILES = {DataKind.glue: fingerprint, DataKind.squad: squad_fingerprint}
-_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt")
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # the last of SentencePiece
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def run_id(cfg: DictConfig) -> str:
     content = _content(cfg, NOT_IDENTITY)
     stages = content["method"]["stages"]
     content["method"]["stages"] = list(stages.items())
-    if not any(stage["teacher"] or stage["student"] == "teacher" for stage in stages.values()):
+    if not any(map(_needs_teacher, stages.values())):
         del content["teacher"]
     _count_soft_labels(content["data"])
     return _digest(content)
@@ -76,6 +76,11 @@ def _content(cfg: DictConfig, left_out: tuple[str, ...]) -> dict[str, Any]:
     if content["data"]["kind"] in (kind.name for kind in _FILES):
         content["data"].update(dir=_files(content["data"]), train_file=None)
     return content
+
+
+def _needs_teacher(stage: dict[str, Any]) -> bool:
+    """Say of a stage what `Recipe.needs_teacher` says of the whole recipe."""
+    return stage["student"] in ("teacher", "narrow") or (stage["teacher"] and stage["supervisor"] == "teacher")
 
 
 def _drop(content: dict[str, Any], path: str) -> None:

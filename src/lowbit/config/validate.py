@@ -144,6 +144,8 @@ def _data_and_model(config: S.Config) -> Iterator[str]:
 
 def _published_text(data: S.DataConfig) -> Iterator[str]:
     yield from glue_problems(data) if data.kind is S.DataKind.glue else squad_problems(data)
+    if data.revision is not None and data.source is S.DataSource.folder:
+        yield f"data.revision={data.revision}: has no effect on data.source=folder: set it to null, or data.source=hub"
     if data.tokenizer is not S.TokenizerKind.model:
         yield f"data={data.name} has no word list of its own: set data.tokenizer=model"
     if data.padding is S.Padding.max_length and data.max_length is None:

@@ -12,6 +12,7 @@ from typing import Any
 from lowbit.config.glue_files import SplitFiles, description, find_split
 from lowbit.config.glue_tasks import LARGEST_SCORE, REPOSITORY, REVISION, SplitName, TaskDescription
 from lowbit.config.schema import DataConfig, OnBadRow
+from lowbit.data.hub import hub_split
 
 # Where a row stands, and its cells in the order of the wanted columns, or what keeps it from having them.
 _Record = tuple[str, Sequence[Any] | str]
@@ -111,8 +112,8 @@ def _records(config: DataConfig, task: TaskDescription, split: SplitName) -> Ite
 def _tsv(path: Path, task: TaskDescription) -> Iterator[_Record]:
     # No quoting: an odd quotation mark would swallow the lines after it. The published code reads alike.
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        columns = list(task.columns or next(lines, []))
+        lines = _readable(path, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        columns = list(task.columns or next(lines, (0, []))[1])
         wanted = (*task.texts, task.label)
         missing = [name for name in wanted if name not in columns]
         if missing:
@@ -120,14 +121,23 @@ def _tsv(path: Path, task: TaskDescription) -> Iterator[_Record]:
                 f"{path}:1: the header lacks {' and '.join(missing)}; it has {', '.join(columns) or 'nothing'}"
             )
         places = [columns.index(name) for name in wanted]
-        for row in lines:
+        for number, row in lines:
             if not row:
                 continue
-            where = f"{path}:{lines.line_num}"
+            where = f"{path}:{number}"
             if len(row) != len(columns):
                 yield where, f"{len(row)} columns, expected {len(columns)}"
             else:
                 yield where, [row[place] for place in places]
+
+
+def _readable(path: Path, lines: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line; what csv gives up on is no table, and an error of the user's."""
+    try:
+        for row in lines:
+            yield lines.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}:{lines.line_num} cannot be read as tab-separated text: {error}") from error
 
 
 def _table(found: SplitFiles, task: TaskDescription) -> Iterator[_Record]:
@@ -152,22 +162,12 @@ def _table(found: SplitFiles, task: TaskDescription) -> Iterator[_Record]:
 
 
 def _hub(config: DataConfig, task: TaskDescription, split: SplitName) -> Iterator[_Record]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
     assert config.task is not None
+    files = [f"{task.folder}/{name.file}.tsv" for name in task.splits]
     revision = config.revision or REVISION
+    data = hub_split(
+        REPOSITORY, config.task.name, split=split.split, revision=revision, root="GLUE_DIR", files=files
+    ).select_columns([*task.features, "label"])[:]
     where = f"{REPOSITORY}, {config.task.name}, {split.split}"
-    try:
-        data = load_dataset(REPOSITORY, config.task.name, split=split.split, revision=revision)
-    except (OSError, DatasetsError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        files = " and ".join(f"GLUE_DIR/{task.folder}/{name.file}.tsv" for name in task.splits)
-        raise ValueError(
-            f"data.source=hub: {where} at revision {revision} is neither cached nor reachable ({first}). Run the same "
-            f"command once with network access and without HF_HUB_OFFLINE, or put the official files at {files} and "
-            "set data.source=folder data.dir=GLUE_DIR"
-        ) from error
-    table = data.select_columns([*task.features, "label"])[:]
-    rows = zip(*(table[name] for name in (*task.features, "label")), strict=True)
+    rows = zip(*(data[name] for name in (*task.features, "label")), strict=True)
     return ((f"{where} row {number}", row) for number, row in enumerate(rows, start=1))

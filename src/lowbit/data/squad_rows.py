@@ -9,6 +9,7 @@ from typing import Any
 from lowbit.config.schema import DataConfig, OnBadRow
 from lowbit.config.squad_files import Entry, Part, entries, squad_description, squad_file
 from lowbit.data.glue_rows import told
+from lowbit.data.hub import hub_split
 
 _HUB_SPLIT: dict[Part, str] = {"train": "train", "dev": "validation"}
 
@@ -93,23 +94,12 @@ def _answer(context: str, answer: Any) -> tuple[int, int] | str:
 
 
 def _hub(config: DataConfig, part: Part) -> Iterator[Entry]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
     known = squad_description(config)
     revision = config.revision or known.revision
-    where = f"{known.repository}, {_HUB_SPLIT[part]}"
-    try:
-        data = load_dataset(known.repository, split=_HUB_SPLIT[part], revision=revision)
-    except (OSError, DatasetsError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        files = " and ".join(f"SQUAD_DIR/{name}" for name in known.files.values())
-        raise ValueError(
-            f"data.source=hub: {where} at revision {revision} is neither cached nor reachable ({first}). Run the same "
-            f"command once with network access and without HF_HUB_OFFLINE, or put the official files at {files} and "
-            "set data.source=folder data.dir=SQUAD_DIR"
-        ) from error
+    split, files = _HUB_SPLIT[part], list(known.files.values())
+    data = hub_split(known.repository, split=split, revision=revision, root="SQUAD_DIR", files=files)
     for number, row in enumerate(data, start=1):
         texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
         answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-        yield f"{where} row {number}", (row["context"], {"question": row["question"], "answers": answers})
+        where = f"{known.repository}, {split} row {number}"
+        yield where, (row["context"], {"question": row["question"], "answers": answers})

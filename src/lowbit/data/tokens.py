@@ -98,5 +98,6 @@ def tokenizer_state(tokenizer: Any) -> str:
         for call in ("truncation", "padding"):  # left over from the last call
             state.pop(call, None)
     state["class"] = type(tokenizer).__name__
+    state["cut"] = tokenizer.truncation_side  # a setting of the tokenizer that the backend shows in calls only
     state["versions"] = [tokenizers.__version__, transformers.__version__]
     return json.dumps(state, sort_keys=True)

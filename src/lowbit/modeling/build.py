@@ -37,10 +37,24 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
 
 
 def build_tokenizer(config: ModelConfig) -> Any:
-    """Return the tokenizer of a Hugging Face model."""
+    """Return the tokenizer of a Hugging Face model.
+
+    Raises:
+        ValueError: a folder or name that does not hold one.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(_source(config))
+    source = _source(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except OSError as error:
+        raise ValueError(_out_of_reach(source, "its tokenizer", error)) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # made up from config.json: every word is unknown
+        raise ValueError(
+            f"model.path={source}: no tokenizer files there, such as tokenizer.json or vocab.txt; put those of the "
+            "checkpoint that the model was trained from beside its weights (tokenizer.save_pretrained)"
+        )
+    return tokenizer
 
 
 def _bert(config: ModelConfig, info: DataInfo) -> nn.Module:
@@ -102,12 +116,15 @@ def _hf(config: ModelConfig, info: DataInfo) -> nn.Module:
     try:
         model, loading = auto.from_pretrained(source, **settings, **checked)
     except OSError as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(
-            f"model.path={source}: cannot be loaded ({first}); give a folder or a reachable hub name"
-        ) from error
+        raise ValueError(_out_of_reach(source, "it", error)) from error
     _check_loaded(source, model, info, loading)
+    _check_positions(source, model, info)
     return model  # type: ignore[no-any-return]
+
+
+def _out_of_reach(source: str, what: str, error: OSError) -> str:
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)  # a timeout may have no text
+    return f"model.path={source}: {what} cannot be loaded ({first}); give a folder or a reachable hub name"
 
 
 def _check_loaded(source: str, model: nn.Module, info: DataInfo, loading: dict[str, Any]) -> None:
@@ -125,6 +142,17 @@ def _check_loaded(source: str, model: nn.Module, info: DataInfo, loading: dict[s
             f"model.path={source}: the checkpoint lacks {len(lost)} tensors of a {type(model).__name__}, such as "
             f"{', '.join(lost[:3])}; they would be random. Give a complete checkpoint of this architecture"
         )
+
+
+def _check_positions(source: str, model: nn.Module, info: DataInfo) -> None:
+    """Refuse sequences longer than the model can count: the first of them would fail in the middle of training."""
+    for name in family_of(model).role_names(model).get("position_embedding", ()):
+        table: Any = model.get_submodule(name)
+        room = table.num_embeddings if table.padding_idx is None else table.num_embeddings - table.padding_idx - 1
+        if info.max_length is not None and info.max_length > room:
+            raise ValueError(
+                f"data.max_length={info.max_length}: model.path={source} has {room} positions; set {room} or less"
+            )
 
 
 def _timm(config: ModelConfig, info: DataInfo) -> nn.Module:

@@ -131,6 +131,14 @@ class FinetuneModule(L.LightningModule):
         """Return logits (BC; BSL for spans) of the student seen through `view`."""
         return self.instrument.run(batch).logits
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an evaluation that was interrupted has counted."""
+        self._scores = {}
+
+    def on_test_epoch_start(self) -> None:
+        """Do the same before a test."""
+        self.on_validation_epoch_start()
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the metric of every view of this validation split."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -156,7 +164,6 @@ class FinetuneModule(L.LightningModule):
             found = metric.compute()
             values = found if isinstance(found, dict) else {self.metric_name: found}
             self.log_dict({f"{prefix}/{name}": value for name, value in values.items()})
-        self._scores = {}
         # An evaluation belongs to the row of the last update, not to the first step of what comes next.
         self.log("step", float(self.stage.first_step + self.last_step))
 

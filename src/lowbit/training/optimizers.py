@@ -118,10 +118,14 @@ class PlainGroupsAdamW(AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:  # here and not below: Lightning's zeroes the gradients of all groups that it finds
+            with torch.enable_grad():
+                loss = closure()
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group[PLAIN]]
         try:
-            loss = super().step(closure)
+            super().step()
         finally:
             self.param_groups = groups
         for group in groups:
