@@ -43,6 +43,11 @@ def test_ids_follow_what_is_in_the_files(glue: Path, copy: Path):
     assert ids(*overrides(copy)) == original, "another task's files do not matter"
     shutil.copy(copy / "cola" / "train.tsv", copy / "cola" / "other.tsv")
     assert ids(*overrides(copy, "data.train_file=other.tsv")) == original
+    with (copy / "cola" / "other.tsv").open("a") as file:
+        file.write("inv1\t1\t\tOne more.\n")
+    run, teacher = ids(*overrides(copy, "data.train_file=other.tsv"))
+    assert run != original[0]
+    assert teacher == original[1], "augmented rows are for the student"
     for name in ("train.tsv", "dev.tsv"):
         with (copy / "cola" / name).open("a") as file:
             file.write("inv1\t1\t\tOne more.\n")

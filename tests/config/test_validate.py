@@ -100,6 +100,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (TI, {f"{PHASES}.1.mix": 0.0}, [f"{PHASES}.1.mix=0", "nothing would be replaced"]),
     (TI, {f"{PHASES}.1.mix": 1.5}, [f"{PHASES}.1.mix=1.5", "from 0 to 1"]),
     (TI, {f"{PHASES}.1.mix_end": -0.5, f"{PHASES}.1.ramp": "linear"}, [f"{PHASES}.1.mix_end=-0.5", "from 0 to 1"]),
+    (TI, {f"{PHASES}.1.mix": 0.0, f"{PHASES}.1.mix_end": 0.0, f"{PHASES}.1.ramp": "linear"}, ["nothing would be"]),
     (TI, {f"{PHASES}.1.mix_end": 0.5}, [f"{PHASES}.1", "go together"]),
     (
         TI,

@@ -53,7 +53,7 @@ def test_teacher_without_the_metric_has_no_value(make_cell: MakeCell) -> None:
 
 
 def test_order_and_labels(make_cell: MakeCell) -> None:
-    """Rows keep the order of first appearance; the method is bare, other keys are named."""
+    """Rows keep the order of first appearance; method and experiment are bare, other keys are named."""
     cells = [
         make_cell(labels={"quantizer": "w2a8", "method": "ti_g", "seed": "1"}, seed=1, teacher=None),
         make_cell(labels={"quantizer": "w1a8", "seed": "1"}, teacher=None),
@@ -61,6 +61,7 @@ def test_order_and_labels(make_cell: MakeCell) -> None:
     ]
     rows = collect(cells)
     assert [(row.label, row.n) for row in rows] == [("ti_g, quantizer=w2a8", 2), ("quantizer=w1a8", 1)]
+    assert collect([make_cell(labels={"seed": "1", "experiment": "digits/xtc"})])[-1].label == "digits/xtc"
 
 
 def test_without_labels_the_row_is_the_method(make_cell: MakeCell) -> None:

@@ -46,7 +46,9 @@ class _LowbitSearchPath(SearchPathPlugin):
 def register() -> None:
     """Tell Hydra about the root schema, the search path and our resolver; safe to call twice."""
     OmegaConf.register_new_resolver("if_equal", _if_equal, replace=True)
-    ConfigStore.instance().store(name="base_config", node=Config)
+    store = ConfigStore.instance()
+    if "base_config.yaml" not in store.repo:  # building the schema takes longer than reading a choice's file
+        store.store(name="base_config", node=Config)
     Plugins.instance().register(_LowbitSearchPath)
 
 

@@ -17,6 +17,7 @@ NOT_IDENTITY = (
     "sweep",
     "paths",
     "logger",
+    "teacher.min_score",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.threads",
@@ -27,8 +28,9 @@ NOT_IDENTITY = (
     "data.num_workers",
 )
 # Quantizers with one scale per batch see the evaluation batches; the full-precision teacher does not. It is trained on
-# whole images, so that a store can be written with it.
-NOT_TEACHER_IDENTITY = (*NOT_IDENTITY, "data.eval_batch_size", "data.soft_labels", "data.num_crops")
+# whole images, so that a store can be written with it, and on the task's own rows.
+_NOT_TEACHER_DATA = ("eval_batch_size", "soft_labels", "num_crops", "train_file")
+NOT_TEACHER_IDENTITY = (*NOT_IDENTITY, *(f"data.{key}" for key in _NOT_TEACHER_DATA))
 
 _FILES = {DataKind.glue: fingerprint, DataKind.squad: squad_fingerprint}
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # the last of SentencePiece

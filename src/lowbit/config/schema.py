@@ -239,10 +239,14 @@ class BudgetConfig:
 
 @dataclass
 class TeacherConfig:
-    """How the full-precision teacher is obtained."""
+    """How the full-precision teacher is obtained.
+
+    A teacher whose score (the metric of the task) is below `min_score` stops the run before students are trained.
+    """
 
     source: TeacherSource = TeacherSource.finetune
     path: str | None = None
+    min_score: float | None = None
     seed: int = 1
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

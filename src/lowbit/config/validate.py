@@ -266,7 +266,7 @@ def _mixes(where: str, phase: S.PhaseConfig) -> Iterator[str]:
                 yield f"{key}.{name}={value}: must be from 0 to 1"
         if (mixing.ramp is S.Ramp.constant) != (mixing.mix_end is None):
             yield f"{key}: `ramp: linear` or `cosine` and `mix_end` go together"
-        if mixing.mix == 0 and not mixing.mix_end:
+        if mixing.mix == 0 and not mixing.mix_end and not (mixing is phase and phase.site_mix):
             yield f"{key}.mix=0: nothing would be replaced; set a mix, or a mix_end"
 
 

@@ -61,11 +61,13 @@ def check_data(config: Config) -> None:
 
 
 def make_teacher_datamodule(config: Config) -> StepDataModule:
-    """Build the data module of the teacher: whole images, and batches of its own seed.
+    """Build the data module of the teacher: whole images, the task's own rows, and batches of its own seed.
 
-    Which run of a sweep comes first, and whether it learns from stored soft labels, must not change the teacher.
+    Which run of a sweep comes first, and whether it learns from stored soft labels or augmented text, must not change
+    the teacher.
     """
-    return make_datamodule(replace(config, data=replace(config.data, soft_labels=None)), config.teacher.seed)
+    own = replace(config.data, soft_labels=None, train_file=None)
+    return make_datamodule(replace(config, data=own), config.teacher.seed)
 
 
 def check_soft_labels(config: Config, *, checksums: bool) -> str | None:

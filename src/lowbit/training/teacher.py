@@ -35,10 +35,21 @@ def obtain_teacher(config: Config, teacher_id: str, data: StepDataModule) -> Tea
     """Return the teacher that the config names, trained now if no run before needed it.
 
     Raises:
-        ValueError: `teacher.path` does not hold weights of this model.
+        ValueError: `teacher.path` does not hold weights of this model, or the score is below `teacher.min_score`.
     """
-    if config.teacher.source is TeacherSource.path:
-        return _from_path(config, data)
+    found = (
+        _from_path(config, data) if config.teacher.source is TeacherSource.path else _cached(config, teacher_id, data)
+    )
+    score, least = found.facts["metrics"].get(data.info.primary_metric), config.teacher.min_score
+    if least is not None and score is not None and score < least:
+        raise ValueError(
+            f"teacher {found.facts['id']}: {data.info.primary_metric} is {score:.4f}, below teacher.min_score={least}; "
+            "train it longer (teacher.budget, teacher.optimizer.lr), name a better one (teacher=path), or lower it"
+        )
+    return found
+
+
+def _cached(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
     teachers = Path(config.paths.outputs) / "teachers"
     teachers.mkdir(parents=True, exist_ok=True)
     folder = teachers / teacher_id
