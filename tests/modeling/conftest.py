@@ -84,18 +84,20 @@ class Zoo:
                     parameter[rows] += torch.randn_like(parameter[rows])
 
 
+TEXT_SIZES = {
+    "vocab_size": 30,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 24,
+    "num_labels": CLASSES,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
 def bert(**changes: object) -> nn.Module:
-    settings = {
-        "vocab_size": 30,
-        "hidden_size": WIDTH,
-        "num_hidden_layers": DEPTH,
-        "num_attention_heads": HEADS,
-        "intermediate_size": 24,
-        "max_position_embeddings": 12,
-        "num_labels": CLASSES,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
+    settings = {**TEXT_SIZES, "max_position_embeddings": 12}
     return BertForSequenceClassification(BertConfig(**settings | changes))
 
 
@@ -107,18 +109,8 @@ def bert_batch() -> Batch:
 
 
 def xlmr(**changes: object) -> nn.Module:
-    settings = {
-        "vocab_size": 30,
-        "hidden_size": WIDTH,
-        "num_hidden_layers": DEPTH,
-        "num_attention_heads": HEADS,
-        "intermediate_size": 24,
-        "max_position_embeddings": 14,  # two more than tokens: positions begin behind the padding id
-        "type_vocab_size": 1,
-        "num_labels": CLASSES,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
+    # Two positions more than tokens: they begin behind the padding id.
+    settings = {**TEXT_SIZES, "max_position_embeddings": 14, "type_vocab_size": 1}
     return XLMRobertaForSequenceClassification(XLMRobertaConfig(**settings | changes))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from lowbit.config.data_files import file_digest, joined_digest, limit_rows, stamp
 from lowbit.config.enums import DataSource, OnBadRow
 from lowbit.config.glue_tasks import TASKS, TRAIN, SplitName, TaskDescription
 from lowbit.config.schema import DataConfig
@@ -81,27 +81,9 @@ def train_rows(config: DataConfig) -> int:
     return max(sum(_count(found.format, *stamp(file)) for file in found.files) - headers, 0)
 
 
-def limit_rows(key: str, value: int | None, rows: int, config: DataConfig) -> int:
-    """Return how many of the rows are used.
-
-    Raises:
-        ValueError: more are asked for than there are.
-    """
-    if value is None:
-        return rows
-    if not 1 <= value <= rows:
-        raise ValueError(f"data.{key}={value}: {config.name} has {rows} such rows; set data.{key} to 1..{rows} or null")
-    return value
-
-
 def digest(found: SplitFiles) -> str:
     """Return a hash of the bytes of a split's files."""
-    return hashlib.sha256("".join(map(file_digest, found.files)).encode()).hexdigest()
-
-
-def file_digest(file: Path) -> str:
-    """Return a hash of the bytes of a file, computed once per process for each of its versions."""
-    return _digest(*stamp(file))
+    return joined_digest(map(file_digest, found.files))
 
 
 def fingerprint(config: DataConfig) -> str | None:
@@ -112,7 +94,7 @@ def fingerprint(config: DataConfig) -> str | None:
     """
     found = [find_split(config, split) for split in description(config).splits]
     parts = [digest(files) for files in found if files is not None]
-    return hashlib.sha256("".join(parts).encode()).hexdigest() if parts else None
+    return joined_digest(parts) if parts else None
 
 
 def _task_folder(config: DataConfig) -> Path:
@@ -159,18 +141,6 @@ def _remedy(config: DataConfig, root: str | None = None) -> str:
     where = Path(config.dir or "") if root is None else Path(root)
     files = " and ".join(str(where / task.folder / f"{split.file}.tsv") for split in task.splits)
     return f"put the official GLUE files at {files}, or set data.source=hub on a machine with network access"
-
-
-def stamp(path: Path) -> tuple[Path, int, int]:
-    """Return what tells a file from its later versions, so that it is read once per process."""
-    status = path.stat()
-    return path.resolve(), status.st_mtime_ns, status.st_size
-
-
-@lru_cache
-def _digest(path: Path, modified: int, size: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @lru_cache

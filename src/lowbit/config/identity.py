@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lowbit.config.data_files import sha256_of
 from lowbit.config.glue_files import fingerprint
 from lowbit.config.label_store import store_digest
 from lowbit.config.schema import Config, DataConfig, DataKind
@@ -108,8 +109,7 @@ def _fingerprint(path: str | None) -> str | None:
     for file in sorted(Path(path).expanduser().iterdir()):
         if file.suffix in _MODEL_FILES:
             digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()
 
 

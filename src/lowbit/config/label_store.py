@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lowbit.config.data_files import sha256_of
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 AGAIN = "write it anew with `lowbit softlabels`"
@@ -92,9 +94,3 @@ def store_digest(folder: Path) -> str | None:
         return None
     content = {part: value for part, value in manifest.items() if part != "command"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

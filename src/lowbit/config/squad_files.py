@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from lowbit.config.data_files import file_digest, joined_digest, limit_rows, stamp
 from lowbit.config.enums import DataSource, OnBadRow, SquadVersion
-from lowbit.config.glue_files import file_digest, limit_rows, stamp
 from lowbit.config.schema import DataConfig
 
 Part = Literal["train", "dev"]
@@ -128,7 +127,7 @@ def squad_fingerprint(config: DataConfig) -> str | None:
     """
     found = [squad_file(config, part) for part in ("train", "dev")]
     parts = [file_digest(file) for file in found if file is not None]
-    return hashlib.sha256("".join(parts).encode()).hexdigest() if parts else None
+    return joined_digest(parts) if parts else None
 
 
 def entries(path: Path) -> Iterator[Entry]:

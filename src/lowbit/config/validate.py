@@ -183,8 +183,7 @@ def _method(config: S.Config) -> Iterator[str]:
         for key, loss in losses.items():
             if not 0 <= loss.start < 1:
                 yield f"{where}, loss {key}: start={loss.start}: a fraction of the stage, at least 0 and below 1"
-            if (loss.ramp is S.Ramp.constant) != (loss.weight_end is None):
-                yield f"{where}, loss {key}: `ramp: linear` or `cosine` and `weight_end` go together"
+            yield from _ramp(f"{where}, loss {key}", "weight_end", loss.ramp, loss.weight_end)
             if not stage.teacher and loss.kind not in _WITHOUT_TEACHER:
                 yield f"{where}, loss {key}: kind {loss.kind.name} needs a teacher; set {where}.teacher=true"
         if stage.intervention is not None:
@@ -264,10 +263,14 @@ def _mixes(where: str, phase: S.PhaseConfig) -> Iterator[str]:
         for name, value in values.items():
             if value is not None and not 0 <= value <= 1:
                 yield f"{key}.{name}={value}: must be from 0 to 1"
-        if (mixing.ramp is S.Ramp.constant) != (mixing.mix_end is None):
-            yield f"{key}: `ramp: linear` or `cosine` and `mix_end` go together"
+        yield from _ramp(key, "mix_end", mixing.ramp, mixing.mix_end)
         if mixing.mix == 0 and not mixing.mix_end and not (mixing is phase and phase.site_mix):
             yield f"{key}.mix=0: nothing would be replaced; set a mix, or a mix_end"
+
+
+def _ramp(where: str, key: str, ramp: S.Ramp, end: float | None) -> Iterator[str]:
+    if (ramp is S.Ramp.constant) != (end is None):
+        yield f"{where}: `ramp: linear` or `cosine` and `{key}` go together"
 
 
 def _budget(config: S.Config) -> Iterator[str]:

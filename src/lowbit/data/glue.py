@@ -5,18 +5,19 @@ The official test labels are not public. Validation is therefore the development
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lowbit.config.glue_files import description, digest, find_split, limit_rows, train_rows
+from lowbit.config.data_files import limit_rows
+from lowbit.config.glue_files import description, digest, find_split, train_rows
 from lowbit.config.glue_tasks import REVISION, TRAIN, SplitName
 from lowbit.config.schema import DataConfig, OnBadRow, Padding
-from lowbit.data.cache import Tensors, cached, content_key
-from lowbit.data.glue_rows import read_rows, told
+from lowbit.data.bad_rows import cached_tokens, told
+from lowbit.data.cache import Tensors, content_key
+from lowbit.data.glue_rows import read_rows
 from lowbit.data.info import DataInfo
 from lowbit.data.splits import Splits, TextSplit
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
@@ -63,11 +64,8 @@ def glue_splits(config: DataConfig, info: DataInfo, tokenizer: Any, cache: Path 
 def _split(
     config: DataConfig, tokenizer: Any, cache: Path | None, split: SplitName, key: str, size: int | None
 ) -> TextSplit:
-    file = None if cache is None else cache / "tokens" / f"{_cache_name(config, tokenizer, split)}.safetensors"
-    tensors = cached(file, partial(_tokenized, config, tokenizer, split))
-    skipped = int(tensors["skipped"])
-    if skipped:
-        warnings.warn(f"data={config.name}: {skipped} bad rows of {split.split} are left out", stacklevel=2)
+    name, build = _cache_name(config, tokenizer, split), partial(_tokenized, config, tokenizer, split)
+    tensors = cached_tokens(config, cache, name, build, f"rows of {split.split}")
     rows = limit_rows(key, size, len(tensors["labels"]), config)
     starts = tensors["starts"][: rows + 1]
     tokens = Tokens(tensors["ids"], tensors["types"], starts)

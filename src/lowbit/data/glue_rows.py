@@ -11,12 +11,12 @@ from typing import Any
 
 from lowbit.config.glue_files import SplitFiles, description, find_split
 from lowbit.config.glue_tasks import LARGEST_SCORE, REPOSITORY, REVISION, SplitName, TaskDescription
-from lowbit.config.schema import DataConfig, OnBadRow
+from lowbit.config.schema import DataConfig
+from lowbit.data.bad_rows import check_rows
 from lowbit.data.hub import hub_split
 
 # Where a row stands, and its cells in the order of the wanted columns, or what keeps it from having them.
 _Record = tuple[str, Sequence[Any] | str]
-_SHOWN = 5
 
 
 @dataclass
@@ -44,22 +44,8 @@ def read_rows(config: DataConfig, split: SplitName) -> Rows:
         problem = cells if isinstance(cells, str) else _take(rows, task, cells)
         if problem is not None:
             rows.bad.append(f"{where}: {problem}")
-    if rows.bad and config.on_bad_row is OnBadRow.error:
-        raise ValueError(
-            f"{told(rows.bad)}\n    Correct them, or set data.on_bad_row=skip to leave them out of training and scores."
-        )
-    if not rows.labels:
-        raise ValueError(f"data={config.name}: the split {split.split} has no usable row. {told(rows.bad)}".rstrip())
+    check_rows(config, rows.bad, len(rows), f"the split {split.split} has no usable row")
     return rows
-
-
-def told(bad: Sequence[str]) -> str:
-    """Return how many bad rows there are, and the first of them; nothing if there are none."""
-    if not bad:
-        return ""
-    count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-    more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
-    return "\n    ".join([f"{count}:", *bad[:_SHOWN], *more])
 
 
 def _take(rows: Rows, task: TaskDescription, cells: Sequence[Any]) -> str | None:

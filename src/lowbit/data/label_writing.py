@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from lowbit.config.label_store import MANIFEST, damage, read_manifest, sha256_of, shard_names
+from lowbit.config.data_files import sha256_of
+from lowbit.config.label_store import MANIFEST, damage, read_manifest, shard_names
 from lowbit.data.crops import Crops
 from lowbit.data.label_manifest import write_json
 from lowbit.data.label_types import LabelKind, LabelType, StoredLabels

@@ -5,7 +5,6 @@ The test sets are not public. Validation is therefore the development set, and t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,11 +13,11 @@ from typing import Any
 
 import torch
 
-from lowbit.config.glue_files import file_digest, limit_rows
+from lowbit.config.data_files import file_digest, limit_rows
 from lowbit.config.schema import DataConfig, Padding
 from lowbit.config.squad_files import Part, squad_description, squad_file, train_questions
-from lowbit.data.cache import Tensors, cached, content_key
-from lowbit.data.glue_rows import told
+from lowbit.data.bad_rows import cached_tokens, told
+from lowbit.data.cache import Tensors, content_key
 from lowbit.data.info import DataInfo
 from lowbit.data.spans import SpanAnswers, SpanSplit
 from lowbit.data.splits import Splits
@@ -72,11 +71,8 @@ def squad_data(
 
 def _windows(config: DataConfig, tokenizer: Any, cache: Path | None, part: Part, size: int | None) -> Windows:
     """Return the windows of the first `size` questions."""
-    file = None if cache is None else cache / "tokens" / f"{_cache_name(config, tokenizer, part)}.safetensors"
-    tensors = cached(file, partial(_tokenized, config, tokenizer, part))
-    skipped = int(tensors["skipped"])
-    if skipped:
-        warnings.warn(f"data={config.name}: {skipped} bad questions of {part} are left out", stacklevel=2)
+    name, build = _cache_name(config, tokenizer, part), partial(_tokenized, config, tokenizer, part)
+    tensors = cached_tokens(config, cache, name, build, f"questions of {part}")
     questions = tensors["questions"]
     key = "train_size" if part == "train" else "eval_size"
     kept = int((questions < limit_rows(key, size, int(questions[-1]) + 1, config)).sum())

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lowbit.config.schema import DataConfig, OnBadRow
+from lowbit.config.schema import DataConfig
 from lowbit.config.squad_files import Entry, Part, entries, squad_description, squad_file
-from lowbit.data.glue_rows import told
+from lowbit.data.bad_rows import check_rows
 from lowbit.data.hub import hub_split
 
 _HUB_SPLIT: dict[Part, str] = {"train": "train", "dev": "validation"}
@@ -45,12 +45,7 @@ def read_questions(config: DataConfig, part: Part) -> Questions:
         problem = content if isinstance(content, str) else _take(rows, *content, config)
         if problem is not None:
             rows.bad.append(f"{where}: {problem}")
-    if rows.bad and config.on_bad_row is OnBadRow.error:
-        raise ValueError(
-            f"{told(rows.bad)}\n    Correct them, or set data.on_bad_row=skip to leave them out of training and scores."
-        )
-    if not rows:
-        raise ValueError(f"data={config.name}: the part {part} has no usable question. {told(rows.bad)}".rstrip())
+    check_rows(config, rows.bad, len(rows), f"the part {part} has no usable question")
     return rows
 
 

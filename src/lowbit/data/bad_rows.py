@@ -1,0 +1,50 @@
+"""Rows that cannot be used: how they are told, when they stop a run, and that those left out are never silent."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lowbit.config.schema import DataConfig, OnBadRow
+from lowbit.data.cache import Tensors, cached
+
+_SHOWN = 5
+
+
+def told(bad: Sequence[str]) -> str:
+    """Return how many bad rows there are, and the first of them; nothing if there are none."""
+    if not bad:
+        return ""
+    count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
+    more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
+    return "\n    ".join([f"{count}:", *bad[:_SHOWN], *more])
+
+
+def check_rows(config: DataConfig, bad: Sequence[str], usable: int, nothing: str) -> None:
+    """Raise ValueError for bad rows that are not to be skipped, or if none is usable (`nothing` says of what)."""
+    if bad and config.on_bad_row is OnBadRow.error:
+        raise ValueError(
+            f"{told(bad)}\n    Correct them, or set data.on_bad_row=skip to leave them out of training and scores."
+        )
+    if not usable:
+        raise ValueError(f"data={config.name}: {nothing}. {told(bad)}".rstrip())
+
+
+def cached_tokens(
+    config: DataConfig, cache: Path | None, name: str, build: Callable[[], Tensors], rows: str
+) -> Tensors:
+    """Return the tokens of a split, from the cache if they are there; warn of the bad rows that `skipped` counts.
+
+    Args:
+        config: The data group.
+        cache: Folder of the caches; None keeps nothing.
+        name: Of the token file: a hash of all that decides the tokens is in it.
+        build: Makes them.
+        rows: What a warning calls the rows of the split.
+    """
+    tensors = cached(None if cache is None else cache / "tokens" / f"{name}.safetensors", build)
+    skipped = int(tensors["skipped"])
+    if skipped:
+        warnings.warn(f"data={config.name}: {skipped} bad {rows} are left out", stacklevel=3)
+    return tensors
