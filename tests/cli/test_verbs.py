@@ -11,7 +11,7 @@ from lowbit.cli import main
 from lowbit.config import compose as C
 from lowbit.config.validate import load
 
-VERBS = ("train", "sweep", "table", "check", "softlabels", "ls", "bench")
+VERBS = ("train", "sweep", "table", "check", "ls", "softlabels", "bench")
 HEAVY = ("torch", "transformers", "lightning", "timm", "sklearn", "pandas", "wandb")
 
 

@@ -24,7 +24,7 @@ def test_wheel_brings_its_configs(tmp_path: Path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(site)
-    assert {"lowbit/conf/config.yaml", "lowbit/py.typed", "lowbit/cli.py"} <= names
+    assert {"lowbit/conf/config.yaml", "lowbit/py.typed", "lowbit/cli/__init__.py"} <= names
     shipped = [path for folder in ("conf", "sweeps") for path in (ROOT / folder).rglob("*.yaml")]
     assert {f"lowbit/{path.relative_to(ROOT)}" for path in shipped} <= names
     assert not any(name.startswith(("tests/", "lowbit/tests")) or "__pycache__" in name for name in names)

@@ -1,20 +1,26 @@
-"""The arguments of `lowbit softlabels`; what it does with them is in `lowbit.training.soft_labels`."""
+"""`lowbit softlabels`: its arguments; what it does with them is in `lowbit.training.soft_labels`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import sys
 from pathlib import Path
 
+from lowbit.cli.verbs import OVERRIDES, AddVerb, told
 from lowbit.config.problems import ConfigError
+from lowbit.config.validate import load
 
-EXAMPLE = "lowbit softlabels labels/digits experiment=digits/variation_aware_mckd --crops 16 --flip 0"
+_EXAMPLE = "lowbit softlabels labels/digits experiment=digits/variation_aware_mckd --crops 16 --flip 0"
 _KINDS = ("full", "hard", "smoothing", "marginal_smoothing", "marginal_renorm")
 
 
-def add_arguments(sub: argparse.ArgumentParser, overrides: str) -> None:
-    """Add the verb's arguments; `overrides` explains the positional ones."""
+def add(verb: AddVerb) -> None:
+    """Add the verb."""
+    summary = "write, or resume, a store of a teacher's answers to crops of the training images"
+    sub = verb("softlabels", _softlabels, summary, _EXAMPLE)
     sub.add_argument("out", type=Path, help="folder of the store; one of the same settings is resumed")
-    sub.add_argument("overrides", nargs="*", help=f"{overrides}; give those of the training that will use the store")
+    sub.add_argument("overrides", nargs="*", help=f"{OVERRIDES}; give those of the training that will use the store")
     sub.add_argument("--crops", type=int, default=500, help="crops per image (500)")
     sub.add_argument("--label-type", choices=_KINDS, default="marginal_smoothing", help="what is kept of each answer")
     sub.add_argument("--top-k", type=int, help="classes that the marginal types keep (5)")
@@ -28,8 +34,26 @@ def add_arguments(sub: argparse.ArgumentParser, overrides: str) -> None:
     sub.add_argument("--skip", action="store_true", help="with --fkd: leave out images without an intact file")
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise ConfigError for arguments that do not go together."""
+def _softlabels(args: argparse.Namespace) -> int:
+    _check_arguments(args)
+    loaded = None if args.fkd is not None else load(args.overrides, labelling=True)
+    from lowbit.training.guards import NonFiniteLossError
+    from lowbit.training.soft_labels import LabelOptions, import_soft_labels, write_soft_labels
+
+    names = [field.name for field in dataclasses.fields(LabelOptions)]
+    options = LabelOptions(**{name: getattr(args, name) for name in names})
+    try:
+        if loaded is None:
+            print(import_soft_labels(args.out, args.fkd, args.images, options, skip=args.skip))
+        else:
+            print(write_soft_labels(*loaded, args.out, options))
+    except NonFiniteLossError as error:  # of the teacher's training
+        print(told(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
     if args.fkd is None and (args.skip or args.images is not None):
         raise ConfigError(["softlabels: --images and --skip go with --fkd FOLDER, which imports published labels"])
     if args.fkd is not None and args.images is None:

@@ -1,0 +1,63 @@
+"""`lowbit VERB ...`: the console script. Imports neither torch nor transformers until a config has passed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from lowbit import __version__
+from lowbit.cli import bench, configs, softlabels, table, train
+from lowbit.cli.verbs import told
+from lowbit.config.problems import CONFIG_ERRORS, ConfigError
+
+_VERBS = (train, table, configs, softlabels, bench)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code: 0 done, 1 failed, 2 not a valid command or config, 130 interrupted."""
+    # Idle OpenMP threads that spin make two threads several times slower on a shared machine; torch reads this once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    args = _arguments(argv)
+    try:
+        return int(args.run(args))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (*CONFIG_ERRORS, OSError) as error:
+        print(told(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes the positional arguments up to the first option only; overrides may also follow it.
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    args.command = shlex.join(["lowbit", *(sys.argv[1:] if argv is None else argv)])
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lowbit", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--version", action="version", version=f"lowbit {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+        sub.set_defaults(run=run)
+        return sub
+
+    for module in _VERBS:
+        module.add(verb)
+    return parser

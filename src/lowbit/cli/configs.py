@@ -1,0 +1,51 @@
+"""`lowbit check` and `lowbit ls`: whether a config is valid, and what there is to choose from."""
+
+from __future__ import annotations
+
+import argparse
+
+from lowbit.cli.verbs import OVERRIDES, AddVerb, check_jobs, jobs_of
+from lowbit.config import compose as C
+from lowbit.config import identity
+from lowbit.config.problems import ConfigError, nearest
+from lowbit.config.validate import load
+
+
+def add(verb: AddVerb) -> None:
+    """Add both verbs."""
+    check = verb("check", _check, "compose and validate without training", "lowbit check experiment=digits/ti_g")
+    check.add_argument("overrides", nargs="*", help=OVERRIDES)
+    ls = verb("ls", _ls, "list config groups, or the choices of one", "lowbit ls method")
+    ls.add_argument("group", nargs="?", help="a config group")
+
+
+def _check(args: argparse.Namespace) -> int:
+    try:
+        jobs = jobs_of(args.overrides)
+    except ConfigError:
+        jobs = [args.overrides]  # load() says everything that is wrong with them
+    check_jobs(jobs)
+    from lowbit.training.preview import preview
+
+    for job in jobs:
+        cfg, config = load(job)
+        lines = list(preview(config))
+        print(f"{config.name}/{identity.run_id(cfg)}: valid")
+        print("\n".join(f"  {line}" for line in lines))
+    return 0
+
+
+def _ls(args: argparse.Namespace) -> int:
+    with C.hydra_session():
+        groups = {group: C.choices(group) for group in C.groups()}
+    if args.group is None:
+        for group, names in groups.items():
+            print(f"{group:<12} {', '.join(names)}")
+        return 0
+    if args.group not in groups:
+        raise ConfigError([f"{args.group}: no such group. {nearest(args.group, groups)}Groups: {', '.join(groups)}"])
+    names = groups[args.group]
+    width = max((len(name) for name in names), default=0)
+    for name in names:
+        print(f"{name:<{width}}  {C.first_comment(args.group, name)}")
+    return 0

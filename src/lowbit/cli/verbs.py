@@ -1,0 +1,59 @@
+"""What the verbs share: how one is added to the parser, expanded into jobs, and how errors are told."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Protocol
+
+from lowbit.config import compose as C
+from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, nearest
+from lowbit.config.validate import load
+
+OVERRIDES = "Hydra overrides, KEY=VALUE; `lowbit ls` shows the groups, `lowbit check` tests a combination"
+SWEEP = "file name in sweeps/, without .yaml"
+
+
+class AddVerb(Protocol):
+    """Adds a verb to the parser: its name, what runs it, one line of help, one example."""
+
+    def __call__(
+        self, name: str, run: Callable[[argparse.Namespace], int], summary: str, example: str
+    ) -> argparse.ArgumentParser:
+        """Return the verb's own parser, for its arguments."""
+
+
+def told(error: BaseException) -> str:
+    """Return an error for people: its text, and where the traceback is."""
+    kind = "" if isinstance(error, (*CONFIG_ERRORS, OSError, ConfigError)) else f"{type(error).__name__}: "
+    return "\n".join([f"error: {kind}{explain(error)}", *getattr(error, "__notes__", [])])
+
+
+def known_sweep(name: str) -> None:
+    """Raise ConfigError for a name without a file in sweeps/."""
+    with C.hydra_session():
+        known = C.choices("sweeps")
+    if name not in known:
+        raise ConfigError([f"sweep {name!r}: no such file. {nearest(name, known)}Sweeps: {', '.join(known)}"])
+
+
+def jobs_of(overrides: list[str]) -> list[list[str]]:
+    """Expand overrides into jobs, those of a sweep's file included where `+sweeps=NAME` is among them."""
+    sweep = next((o.split("=", 1)[1] for o in overrides if o.startswith("+sweeps=")), None)
+    rest = [o for o in overrides if not o.startswith(("+sweeps=", "sweep="))]
+    try:
+        return C.expand(overrides if sweep is None else C.sweep_overrides(sweep, rest))
+    except CONFIG_ERRORS as error:
+        raise ConfigError(check_overrides(overrides)[1] or [explain(error)]) from error
+
+
+def check_jobs(jobs: list[list[str]]) -> None:
+    """Validate every job before any is run; raise ConfigError with all problems, each once."""
+    problems: dict[str, None] = {}
+    for job in jobs:
+        try:
+            load(job)
+        except ConfigError as error:
+            problems.update(dict.fromkeys(error.problems))
+    if problems:
+        raise ConfigError(list(problems))
