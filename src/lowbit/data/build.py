@@ -5,14 +5,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.schema import DataConfig, DataKind, TokenizerKind
 from lowbit.data.agreement import PAD, agreement_info, agreement_splits, encode_words
 from lowbit.data.datamodule import StepDataModule
 from lowbit.data.digits import digits_info, digits_splits
 from lowbit.data.glue import glue_info, glue_splits
-from lowbit.data.info import DataInfo
+from lowbit.data.image_sets import image_info, image_splits
+from lowbit.data.info import DataInfo, ImageInput
 from lowbit.data.squad import squad_data, squad_info
 from lowbit.data.stored_crops import labelled_info, with_stored_crops
+from lowbit.data.xglue import xglue_info, xglue_splits
 
 
 def data_info(config: DataConfig) -> DataInfo:
@@ -29,9 +32,19 @@ def data_info(config: DataConfig) -> DataInfo:
             return glue_info(config)
         case DataKind.squad:
             return squad_info(config)
+        case DataKind.image_folder | DataKind.cifar10 | DataKind.cifar100:
+            return labelled_info(config, image_info(config))
+        case DataKind.xglue:
+            return xglue_info(config)
 
 
-def build_datamodule(config: DataConfig, seed: int, tokenizer: Any = None, cache: Path | None = None) -> StepDataModule:
+def build_datamodule(
+    config: DataConfig,
+    seed: int,
+    tokenizer: Any = None,
+    cache: Path | None = None,
+    image: ImageInput | None = None,
+) -> StepDataModule:
     """Build the data module of a config.
 
     Args:
@@ -39,6 +52,7 @@ def build_datamodule(config: DataConfig, seed: int, tokenizer: Any = None, cache
         seed: Seed of row order and augmentation; the split has its own in the config.
         tokenizer: Hugging Face tokenizer of the model, for `tokenizer: model`; ignored for own word ids.
         cache: Folder where tokenised files of data sets are kept; None keeps none.
+        image: What a pretrained model wants of image files; None: the size and the statistics are those of the data.
     """
     info = data_info(config)
     _warn_ignored(config, info)
@@ -46,6 +60,10 @@ def build_datamodule(config: DataConfig, seed: int, tokenizer: Any = None, cache
         return StepDataModule(
             info, config, seed, partial(with_stored_crops, config, info, seed, partial(digits_splits, config, seed))
         )
+    if config.kind in IMAGE_FILES:
+        info = labelled_info(config, image_info(config, image))
+        images = partial(image_splits, config, info, seed, cache)
+        return StepDataModule(info, config, seed, partial(with_stored_crops, config, info, seed, images))
     if config.tokenizer is TokenizerKind.words and config.kind is DataKind.agreement:
         return StepDataModule(info, config, seed, partial(agreement_splits, config, encode_words, PAD))
     if tokenizer is None:
@@ -53,6 +71,8 @@ def build_datamodule(config: DataConfig, seed: int, tokenizer: Any = None, cache
         raise ValueError(f"data={config.name} needs a model that brings a tokenizer: use model=minilm or hf{own}")
     if config.kind is DataKind.glue:
         return StepDataModule(info, config, seed, partial(glue_splits, config, info, tokenizer, cache))
+    if config.kind is DataKind.xglue:
+        return StepDataModule(info, config, seed, partial(xglue_splits, config, info, tokenizer, cache))
     if config.kind is DataKind.squad:
         info, load = squad_data(config, info, tokenizer, cache)
         return StepDataModule(info, config, seed, load)

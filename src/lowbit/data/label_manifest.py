@@ -128,8 +128,14 @@ def check_images(folder: Path, data: Mapping[str, Any], images: Images, names: S
     if data["identity"] == "names" and names is None:
         raise ValueError(f"{said} and knows them by file name: this data set has no file names; {AGAIN}")
     known = pixel_digest(images) if data["identity"] == "pixels" or names is None else name_digest(names)
-    if probe(known, data["size"]) != data["probe"]:
+    if probe(known, data["size"]) == data["probe"]:
+        return
+    if data["identity"] == "names" and names is not None:
         raise ValueError(
-            f"{said}, which are other images than these (another data set, order, split or normalisation): "
-            f"name its folder or {AGAIN}"
+            f"{said} and knows them by file name, the last components of the path: these have others, such as "
+            f"{names[0]}; give the folder the name that it had at the import, or import the labels again"
         )
+    raise ValueError(
+        f"{said}, which are other images than these (another data set, order, split or normalisation): "
+        f"name its folder or {AGAIN}"
+    )

@@ -8,6 +8,7 @@ from torch import Tensor
 from lowbit.data.crops import CHOSEN, Crops, CropTransform
 from lowbit.data.label_manifest import Images
 from lowbit.data.sampling import generator_for
+from lowbit.data.shares import Share
 from lowbit.data.soft_labels import SoftLabelStore
 from lowbit.data.splits import Batch, Split
 
@@ -46,6 +47,7 @@ class MultiCropSplit(Split):
         rows = store.indices
         super().__init__(torch.full((len(rows),), -1) if labels is None else labels[rows])
         self.images, self.store, self.transform = images, store, transform or store.transform
+        self.slow = not isinstance(images, Tensor)
         self.batch_size, self.num_crops, self.seed, self.known = batch_size, num_crops, seed, labels is not None
 
     @property
@@ -53,7 +55,21 @@ class MultiCropSplit(Split):
         """The batch size to give the sampler."""
         return math.ceil(self.batch_size / self.num_crops)
 
+    def _share(self, rows: Tensor, step: int, share: Share) -> Batch:
+        """Decode the images of the share alone; their crops are those that the whole batch has."""
+        part = share.rows(len(rows))
+        own = self._build(rows, step, range(*part.indices(len(rows))))
+        crops = sum(self._crops_at(place) for place in range(len(rows)))
+        return share.weighted(own, len(own["pixel_values"]), crops, len(rows))
+
+    def _crops_at(self, place: int) -> int:
+        return min(self.num_crops, self.batch_size - place * self.num_crops)
+
     def _batch(self, rows: Tensor, step: int | None) -> Batch:
+        return self._build(rows, step, range(len(rows)))
+
+    def _build(self, rows: Tensor, step: int | None, wanted: range) -> Batch:
+        """Build the batch of the rows at the places `wanted`; crops are drawn for all of them."""
         if step is not None and len(rows) > self.images_per_batch:
             raise ValueError(
                 f"{len(rows)} images for {self.batch_size} crops: sample {self.images_per_batch} images per step"
@@ -62,18 +78,21 @@ class MultiCropSplit(Split):
         generator = None if step is None else generator_for(self.seed, CHOSEN, step)
         pixels, answers, counts = [], [], []
         for place, row in enumerate(rows.tolist()):
-            index = int(self.store.indices[row])
-            count = 1 if generator is None else min(self.num_crops, self.batch_size - place * self.num_crops)
+            index, count = int(self.store.indices[row]), 1
+            if generator is not None:
+                count = self._crops_at(place)
+                chosen = torch.randperm(self.store.num_crops, generator=generator)[:count]
+            if place not in wanted:
+                continue
             image, (coords, flip) = self.images[index], whole
             if generator is not None:
-                chosen = torch.randperm(self.store.num_crops, generator=generator)[:count]
                 coords, flip, probs = self.store.crops(index, chosen, image)
                 answers.append(probs)
             pixels += [self.transform(image, *pair) for pair in zip(coords, flip.tolist(), strict=True)]
             counts.append(count)
         batch = {"pixel_values": torch.stack(pixels)}
         if self.known:
-            batch["labels"] = self.labels[rows].repeat_interleave(torch.tensor(counts))
+            batch["labels"] = self.labels[rows[wanted.start : wanted.stop]].repeat_interleave(torch.tensor(counts))
         if answers:
             batch["soft_labels"] = torch.cat(answers)
         return batch

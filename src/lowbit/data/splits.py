@@ -10,13 +10,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lowbit.data.sampling import StepRows, Stream, generator_for
+from lowbit.data.shares import Share
 from lowbit.data.tokens import Tokens
 
 Batch: TypeAlias = dict[str, Tensor]
 
 
 class Split(Dataset[Batch], ABC):
-    """Rows with labels; a DataLoader fetches a whole batch through `__getitems__`."""
+    """Rows with labels; a DataLoader fetches a whole batch through `__getitems__`.
+
+    Attributes:
+        slow: Whether a batch takes so long that workers build it while the one before is trained on.
+    """
+
+    slow = False
 
     def __init__(self, labels: Tensor) -> None:
         """Keep the labels."""
@@ -33,8 +40,15 @@ class Split(Dataset[Batch], ABC):
     def __getitems__(self, rows: Sequence[int] | StepRows) -> Batch:
         """Return the batch of some rows; only rows that come with their training step are augmented."""
         if isinstance(rows, StepRows):
-            return self._batch(torch.tensor(rows.rows), rows.step)
+            chosen = torch.tensor(rows.rows)
+            if rows.share is not None:
+                return self._share(chosen, rows.step, rows.share)
+            return self._batch(chosen, rows.step)
         return self._batch(torch.tensor(rows), None)
+
+    def _share(self, rows: Tensor, step: int, share: Share) -> Batch:
+        """Build a process's share of a batch; what is costly to build and not used may be left out."""
+        return share.of(self._batch(rows, step))
 
     @abstractmethod
     def _batch(self, rows: Tensor, step: int | None) -> Batch:
@@ -90,8 +104,10 @@ class TextSplit(Split):
         self.pad_to = pad_to
 
     def _batch(self, rows: Tensor, step: int | None) -> Batch:
-        width = int(self.tokens.lengths_of(rows).max()) if self.pad_to is None else self.pad_to
-        return {**self.tokens.padded(rows, width, self.pad_id), "labels": self.labels[rows]}
+        return {**self.tokens.padded(rows, self._width(rows), self.pad_id), "labels": self.labels[rows]}
+
+    def _width(self, rows: Tensor) -> int:
+        return int(self.tokens.lengths_of(rows).max()) if self.pad_to is None else self.pad_to
 
 
 @dataclass(frozen=True)

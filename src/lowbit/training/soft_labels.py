@@ -11,18 +11,18 @@ import torch
 from lightning import Fabric
 from omegaconf import DictConfig
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # type: ignore[import-untyped]
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from lowbit.config import identity
 from lowbit.config.schema import Config
 from lowbit.data import DataInfo
-from lowbit.data.crops import CropRule, CropTransform
+from lowbit.data.crops import CropRule
 from lowbit.data.fkd_import import PUBLISHED, import_fkd
 from lowbit.data.label_manifest import StoreSettings, described, pixel_digest, probe
 from lowbit.data.label_types import LabelKind
 from lowbit.data.label_writing import resumed_manifest
 from lowbit.data.labelling import write_store
-from lowbit.data.stored_crops import training_images
+from lowbit.data.stored_crops import crop_transform, training_images
 from lowbit.modeling import prepare
 from lowbit.training.setup import config_errors, make_teacher_datamodule
 from lowbit.training.teacher import Teacher, obtain_teacher
@@ -72,7 +72,8 @@ def write_soft_labels(cfg: DictConfig, config: Config, out: Path, options: Label
         images = training_images(config.data, data.splits)
         settings = _settings(config, data.info, teacher_id, options)
         resumed_manifest(out, settings.plan(len(images), probe(pixel_digest(images), len(images)), "pixels"))
-    teacher = obtain_teacher(config, teacher_id, data)
+    one_device = replace(config.trainer, devices=1, num_nodes=1)
+    teacher = obtain_teacher(replace(config, trainer=one_device), teacher_id, data)
     answer = _answering(teacher, config.trainer.accelerator)
     manifest = write_store(images, answer, out, settings, progress=config.trainer.progress)
     return _written(out, manifest)
@@ -115,7 +116,6 @@ def import_soft_labels(out: Path, fkd: Path, images: Path, options: LabelOptions
 
 
 def _settings(config: Config, info: DataInfo, teacher_id: str, options: LabelOptions) -> StoreSettings:
-    assert info.image_size is not None
     if options.seed is not None and options.seed < 0:
         raise ValueError(f"--seed {options.seed}: must be at least 0")
     rule = CropRule()
@@ -127,7 +127,7 @@ def _settings(config: Config, info: DataInfo, teacher_id: str, options: LabelOpt
         data=config.data.name,
         teacher=teacher_id,
         num_classes=info.num_labels,
-        transform=CropTransform(info.image_size, options.interpolation or "bilinear"),
+        transform=crop_transform(info, options.interpolation or "bilinear"),
         crops=options.crops,
         label_type=options.labels,
         rule=rule,

@@ -1,0 +1,95 @@
+"""CIFAR-10 and CIFAR-100 as they are published: pickled batches, read without trusting them (imports no torch)."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lowbit.config.data_files import stamp
+from lowbit.config.enums import DataKind
+
+SIDE = 32
+_PIXELS = 3 * SIDE * SIDE
+
+
+@dataclass(frozen=True)
+class CifarDescription:
+    """One of the two; `train` and `test` are the names of the official files, `labels` the key of the labels."""
+
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    labels: str
+    classes: int
+
+
+CIFAR = {
+    DataKind.cifar10: CifarDescription(
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test=("test_batch",),
+        labels="labels",
+        classes=10,
+    ),
+    DataKind.cifar100: CifarDescription(
+        folder="cifar-100-python", train=("train",), test=("test",), labels="fine_labels", classes=100
+    ),
+}
+
+
+def batch_files(root: Path, kind: DataKind) -> dict[str, list[Path]] | None:
+    """Return the official files of train and test, in `root` or in the folder of the official archive; else None."""
+    about = CIFAR[kind]
+    for folder in (root / about.folder, root):
+        if all((folder / name).is_file() for name in (*about.train, *about.test)):
+            return {"train": [folder / name for name in about.train], "test": [folder / name for name in about.test]}
+    return None
+
+
+def count_rows(files: list[Path], kind: DataKind) -> int:
+    """Return how many images the files hold; raise ValueError for a damaged one."""
+    return sum(_count(*stamp(file), kind) for file in files)
+
+
+def read_batch(file: Path, kind: DataKind) -> tuple[Any, list[int]]:
+    """Return the pixels of a file, a (N, 3, 32, 32) uint8 array, and the labels.
+
+    Raises:
+        ValueError: no such file, or one that holds anything else.
+    """
+    about = CIFAR[kind]
+    try:
+        with file.open("rb") as stream:
+            content = _Unpickler(stream, encoding="latin1").load()
+        pixels, labels = content["data"], list(map(int, content[about.labels]))
+        facts = (pixels.shape, str(pixels.dtype), all(0 <= label < about.classes for label in labels))
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(_damaged(file, f"{type(error).__name__}: {error}")) from error
+    if facts != ((len(labels), _PIXELS), "uint8", True):
+        raise ValueError(_damaged(file, f"{facts[1]} pixels {facts[0]}, {len(labels)} labels"))
+    return pixels.reshape(-1, 3, SIDE, SIDE), labels
+
+
+def _damaged(file: Path, why: str) -> str:
+    return f"{file} is no batch of the official archive ({why}); fetch it again"
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes builtins and numpy arrays, and runs nothing else that a file may name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import numpy as np
+
+        rebuild = np.empty(0).__reduce__()[0]
+        known = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": rebuild}
+        if module not in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") or name not in known:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return known[name]
+
+
+@lru_cache
+def _count(path: Path, modified: int, size: int, kind: DataKind) -> int:
+    return len(read_batch(path, kind)[1])

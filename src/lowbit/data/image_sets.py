@@ -1,0 +1,156 @@
+"""Data sets of image files: ImageNet and other folders of classes, CIFAR-10 and CIFAR-100."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lowbit.config.cifar_files import read_batch
+from lowbit.config.data_files import limit_rows
+from lowbit.config.image_files import (
+    Batches,
+    Folders,
+    empty_classes,
+    find_images,
+    image_classes,
+    own_size,
+    train_images,
+)
+from lowbit.config.image_folders import Listing
+from lowbit.config.schema import DataConfig, DataKind, OnBadRow
+from lowbit.data.bad_rows import check_rows, told
+from lowbit.data.cache import Tensors, cached, content_key
+from lowbit.data.image_source import FileImages, ImageSource, PixelImages, UnreadableImageError
+from lowbit.data.image_split import DecodedSplit
+from lowbit.data.image_transforms import evaluation_transform, training_transform, with_settings
+from lowbit.data.info import DataInfo, ImageInput
+from lowbit.data.splits import Splits
+
+Split = Literal["train", "val"]
+
+# Mean and deviation of the pixels: of ImageNet as in timm and torchvision; of CIFAR as usual, from its training images.
+_PIXELS = {
+    DataKind.image_folder: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    DataKind.cifar10: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    DataKind.cifar100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+_SIZE, _CROP_PCT = 224, 0.875
+# Sets up to this size are decoded once, which takes up to some twenty seconds; ImageNet has five hundred times as much.
+CHECKED_BYTES = 2**28
+
+
+def image_info(config: DataConfig, image: ImageInput | None = None) -> DataInfo:
+    """Describe a data set; no image is read.
+
+    Args:
+        config: The data group.
+        image: What a pretrained model wants of its input; None: the size and the statistics are those of the data.
+
+    Raises:
+        ValueError: files are missing.
+    """
+    wanted = with_settings(image or _own_input(config), config.image)
+    return DataInfo(
+        name=config.name,
+        modality="image",
+        task="classification",
+        num_labels=image_classes(config),
+        metric="accuracy",
+        train_size=limit_rows("train_size", config.train_size, train_images(config), config),
+        image_size=wanted.size,
+        channels=3,
+        has_test=False,
+        image=wanted,
+    )
+
+
+def image_splits(config: DataConfig, info: DataInfo, seed: int, cache: Path | None) -> Splits:
+    """List or read the images and set up their transforms.
+
+    A smaller `train_size` or `eval_size` takes evenly spaced images: the files lie class by class.
+
+    Args:
+        config: The data group.
+        info: Of the same config.
+        seed: Of the augmentation.
+        cache: Folder that remembers which sets were found readable; None checks anew.
+
+    Raises:
+        ValueError: files are missing; images of a small set cannot be read.
+    """
+    assert info.image is not None
+    whole = evaluation_transform(info.image)
+    native = own_size(config) == info.image.size
+    augment = training_transform(info.image, config.image, own_size=native) if config.augment else None
+    found = find_images(config)
+    if isinstance(found, Folders):
+        _check_readable(config, found, cache)
+    skip = config.on_bad_row is OnBadRow.skip
+    train, val = _images(config, found, "train"), _images(config, found, "val")
+    return Splits(
+        train=DecodedSplit(*train, whole, augment, seed, skip=skip),
+        validation=DecodedSplit(*val, whole, skip=skip),
+        test=None,
+    )
+
+
+def _own_input(config: DataConfig) -> ImageInput:
+    mean, std = _PIXELS[config.kind]
+    own = own_size(config)
+    size = config.image.size or own or _SIZE
+    return ImageInput(size, mean, std, crop_pct=1.0 if size == own else _CROP_PCT)
+
+
+def _images(config: DataConfig, found: Folders | Batches, split: Split) -> tuple[ImageSource, Tensor]:
+    """Return the images of a split and their labels."""
+    key, limit = ("train_size", config.train_size) if split == "train" else ("eval_size", config.eval_size)
+    if isinstance(found, Folders):
+        listing: Listing = getattr(found, split)
+        classes = torch.tensor([found.train.classes.index(name) for name in listing.classes])
+        labels = classes.repeat_interleave(torch.tensor(listing.counts))
+        rows = _spaced(limit_rows(key, limit, len(labels), config), len(labels))
+        return FileImages(listing.folder, [listing.files[row] for row in rows]), labels[rows]
+    batches = [read_batch(file, config.kind) for file in getattr(found, split)]
+    pixels = torch.cat([torch.from_numpy(images) for images, _ in batches])
+    labels = torch.tensor([label for _, batch in batches for label in batch])
+    rows = _spaced(limit_rows(key, limit, len(labels), config), len(labels))
+    return PixelImages(pixels if len(rows) == len(pixels) else pixels[rows]), labels[rows]
+
+
+def _spaced(count: int, size: int) -> list[int]:
+    return [place * size // count for place in range(count)]
+
+
+def _check_readable(config: DataConfig, found: Folders, cache: Path | None) -> None:
+    """Decode every image of a small set, once; tell the bad ones, or stop for them.
+
+    Raises:
+        ValueError: there are bad ones, and `on_bad_row` is `error`.
+    """
+    bad = empty_classes(config, found)
+    if found.train.size + found.val.size <= CHECKED_BYTES:
+        for listing in (found.train, found.val):
+            file = None if cache is None else cache / "images" / f"{content_key(listing.digest)}.safetensors"
+            images = FileImages(listing.folder, listing.files)
+            suspects = cached(file, partial(_unreadable, images))["rows"]
+            bad += filter(None, (_problem(images, row) for row in suspects.tolist()))  # some may be mended by now
+    check_rows(config, bad, len(found.train.files), "no training image can be used")
+    if bad:
+        warnings.warn(f"data={config.name}: {told(bad)}", stacklevel=2)
+
+
+def _unreadable(images: FileImages) -> Tensors:
+    return {"rows": torch.tensor([row for row in range(len(images)) if _problem(images, row)], dtype=torch.int64)}
+
+
+def _problem(images: FileImages, row: int) -> str | None:
+    try:
+        images.pil(row)
+    except UnreadableImageError as error:
+        return str(error)
+    return None

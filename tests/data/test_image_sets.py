@@ -1,0 +1,265 @@
+"""Image files: what is listed, how a batch is made of them, and that it depends on (seed, step) alone."""
+
+import pickle
+import random
+import shutil
+import warnings
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from lowbit.config.enums import Interpolation
+from lowbit.config.image_schema import ImageConfig
+from lowbit.config.schema import DataConfig, DataKind, OnBadRow
+from lowbit.data import Batch, ImageInput, StepDataModule, build_datamodule, data_info
+from lowbit.data.image_source import FileImages, PixelImages
+from lowbit.data.image_transforms import evaluation_transform, seeded
+
+HARD = ImageConfig(size=16, color_jitter=0.4, randaugment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+DEIT = ImageInput(24, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", 0.9)
+
+
+def config(folder: Path, kind: DataKind = DataKind.image_folder, **changes: Any) -> DataConfig:
+    settings = {"batch_size": 4, "eval_batch_size": 4, "num_workers": 0, "augment": True, "image": ImageConfig(size=16)}
+    return DataConfig(name=kind.name, kind=kind, dir=str(folder), **(settings | changes))
+
+
+def take(data: StepDataModule, count: int, first_step: int = 0) -> list[Batch]:
+    data.first_step = first_step
+    return list(islice(data.train_dataloader(), count))
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+        for one, other in zip(first, second, strict=True)
+    )
+
+
+def test_images_and_labels_are_those_of_torchvision(images: Path):
+    data = build_datamodule(config(images, augment=False), 0)
+    known = ImageFolder(images / "train")
+    split = data.splits.train
+    assert [split.images.path(row) for row in range(len(split))] == [Path(path) for path, _ in known.samples]
+    assert split.labels.tolist() == known.targets
+    assert data.info.num_labels == len(known.classes) == 3
+    for row, (image, _) in enumerate(known):
+        assert split.images[row].tolist() == np.asarray(image).transpose(2, 0, 1).tolist()
+    assert (data.info.train_size, len(data.splits.validation), data.splits.test) == (12, 6, None)
+    assert data.info.primary_metric == "val/accuracy"
+
+
+@pytest.mark.parametrize("kind", [DataKind.cifar10, DataKind.cifar100])
+def test_cifar_is_read_from_the_official_files(cifar: Path, kind: DataKind):
+    data = build_datamodule(config(cifar, kind, augment=False, image=ImageConfig()), 0)
+    classes = 10 if kind is DataKind.cifar10 else 100
+    assert (data.info.image_size, data.info.channels, data.info.num_labels) == (32, 3, classes)
+    name = "cifar-10-batches-py/data_batch_2" if classes == 10 else "cifar-100-python/train"
+    with (cifar / name).open("rb") as file:
+        content = pickle.load(file, encoding="latin1")
+    split, first = data.splits.train, 10 if classes == 10 else 0
+    assert split.images[first].flatten().tolist() == content["data"][0].tolist()
+    assert split.labels[first : first + 10].tolist() == list(range(10))
+    assert (len(split), len(data.splits.validation)) == (50, 20)
+    batch = split.__getitems__([first])
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.info.image.mean, data.info.image.std))
+    torch.testing.assert_close(batch["pixel_values"][0], (split.images[first] / 255 - mean) / std)
+
+
+def test_a_batch_file_runs_nothing(cifar: Path, tmp_path: Path):
+    shutil.copytree(cifar, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps(print))
+    with pytest.raises(ValueError, match=r"data_batch_3 is no batch .*it names builtins.print\); fetch it again"):
+        data_info(config(tmp_path, DataKind.cifar10))
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"\x80\x02}.")
+    with pytest.raises(ValueError, match=r"data_batch_3 is no batch .*KeyError"):
+        data_info(config(tmp_path, DataKind.cifar10))
+
+
+def test_cifar_may_also_lie_in_folders_of_classes(tmp_path: Path):
+    for split in ("train", "test"):
+        for name in range(10):
+            (tmp_path / split / f"class{name}").mkdir(parents=True)
+            Image.new("RGB", (32, 32), (name, 0, 0)).save(tmp_path / split / f"class{name}" / "a.png")
+    data = build_datamodule(config(tmp_path, DataKind.cifar10, image=ImageConfig()), 0)
+    assert (data.info.num_labels, data.info.image_size, len(data.splits.validation)) == (10, 32, 10)
+    assert [int(data.splits.train.images[row][0, 0, 0]) for row in range(10)] == list(range(10))
+
+
+@pytest.mark.parametrize("kind", [DataKind.image_folder, DataKind.cifar10])
+def test_workers_and_a_resume_change_no_bit(kind: DataKind, images: Path, cifar: Path):
+    """Crop, mirror, RandAugment, erased part: timm draws them from Python's, numpy's and torch's generators."""
+    settings = config(images if kind is DataKind.image_folder else cifar, kind, image=HARD)
+    whole = take(build_datamodule(settings, 1), 6)
+    random.seed(9)
+    torch.manual_seed(9)
+    assert same(take(build_datamodule(replace(settings, num_workers=2), 1), 3, first_step=3), whole[3:])
+    assert same(take(build_datamodule(settings, 1), 3, first_step=3), whole[3:])
+    assert not same(take(build_datamodule(settings, 2), 6), whole)
+    again = take(build_datamodule(settings, 1), 1, first_step=13 if kind is DataKind.cifar10 else 3)
+    assert not same(again, whole[:1]), "another epoch draws other crops"
+
+
+def test_the_generators_of_the_process_are_left_alone(images: Path):
+    data = build_datamodule(config(images, image=HARD), 1)
+    data.setup("fit")
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    take(data, 2)
+    with seeded(1, 2):
+        first = random.random(), np.random.rand(), torch.rand(()).item()
+    with seeded(1, 2):
+        assert first == (random.random(), np.random.rand(), torch.rand(()).item())
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_only_training_rows_are_augmented(images: Path):
+    data = build_datamodule(config(images), 1)
+    (batch,) = take(data, 1)
+    plain = build_datamodule(config(images, augment=False), 1)
+    (whole,) = take(plain, 1)
+    assert torch.equal(batch["labels"], whole["labels"])
+    assert not torch.equal(batch["pixel_values"], whole["pixel_values"])
+    assert same(list(data.val_dataloader()), list(plain.val_dataloader()))
+
+
+def test_a_pretrained_model_says_how_its_images_are_made(images: Path, cifar: Path):
+    data = build_datamodule(config(images, augment=False), 0, image=DEIT)
+    assert (data.info.image_size, data.info.image) == (24, DEIT)
+    image = data.splits.train.images.pil(0)
+    side = 26  # floor(24 / 0.9)
+    width, height = image.size
+    scaled = image.resize((side * width // height, side), Image.Resampling.BICUBIC)
+    left, top = round((scaled.width - 24) / 2), round((scaled.height - 24) / 2)
+    pixels = np.asarray(scaled.crop((left, top, left + 24, top + 24))).transpose(2, 0, 1) / 255
+    expected = torch.from_numpy((pixels - 0.5) / 0.25).float()
+    torch.testing.assert_close(data.splits.train.__getitems__([0])["pixel_values"][0], expected)
+    resized = build_datamodule(config(cifar, DataKind.cifar10, image=ImageConfig()), 0, image=DEIT)
+    assert take(resized, 1)[0]["pixel_values"].shape == (4, 3, 24, 24)
+
+
+def test_published_evaluation_of_the_variation_aware_paper(images: Path):
+    """Resize to 256, bilinear, and cut 224 out of the centre."""
+    settings = ImageConfig(crop_pct=0.875, interpolation=Interpolation.bilinear)
+    wanted = data_info(config(images, image=settings)).image
+    resize, cut, *_ = evaluation_transform(wanted).transforms
+    assert (wanted.size, resize.size, resize.interpolation.value, cut.size) == (224, 256, "bilinear", (224, 224))
+
+
+def test_at_its_own_size_an_image_is_padded_and_cut(cifar: Path):
+    data = build_datamodule(config(cifar, DataKind.cifar10, image=ImageConfig(flip=0.0)), 1)
+    split = data.splits.train
+    mean, std = map(torch.tensor, (data.info.image.mean, data.info.image.std))
+    black_C, edges = -mean / std, 0
+    for batch in take(data, 3):
+        for pixels, row in zip(batch["pixel_values"], range(4), strict=True):
+            black = (pixels - black_C[:, None, None]).abs().amax(0) < 1e-6
+            edges += bool(black[0].all() or black[-1].all() or black[:, 0].all() or black[:, -1].all())
+            assert pixels.shape == split.images[row].shape
+    assert edges > 6
+
+
+def test_fewer_images_are_evenly_spaced(images: Path, cifar: Path):
+    data = build_datamodule(config(images, train_size=6, eval_size=3), 0)
+    assert data.splits.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.splits.validation.labels.tolist() == [0, 1, 2]
+    assert data.info.train_size == len(data.splits.train.images) == 6
+    few = build_datamodule(config(cifar, DataKind.cifar100, train_size=5), 0).splits.train
+    assert few.labels.tolist() == [0, 10, 20, 30, 40]
+    with pytest.raises(ValueError, match=r"data.train_size=13: image_folder has 12 such rows"):
+        data_info(config(images, train_size=13))
+
+
+@pytest.fixture
+def damaged(images: Path, tmp_path: Path) -> Path:
+    """A JPEG cut in half, a file that is no image, a class without images, and a file that is none by its name."""
+    shutil.copytree(images, tmp_path / "damaged")
+    first, second, third = (tmp_path / "damaged" / "train" / name for name in ("n01440764", "n02102040", "n03888257"))
+    file = first / "n01440764_0.JPEG"
+    file.write_bytes(file.read_bytes()[:350])
+    (second / "n02102040_2.JPEG").write_text("<html>404</html>")
+    (second / "Thumbs.db").write_text("not counted")
+    for file in third.iterdir():
+        file.unlink()
+    return tmp_path / "damaged"
+
+
+def test_bad_files_are_named_and_counted(damaged: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="3 bad rows") as caught:
+        build_datamodule(config(damaged), 0, cache=tmp_path / "cache").setup("fit")
+    for words in ("n03888257: holds no image", "n01440764_0.JPEG: ", "n02102040_2.JPEG: ", "data.on_bad_row=skip"):
+        assert words in str(caught.value)
+
+
+def test_bad_files_are_left_out_with_a_warning(damaged: Path, tmp_path: Path):
+    settings = config(damaged, on_bad_row=OnBadRow.skip, augment=False)
+    data = build_datamodule(settings, 0, cache=tmp_path / "cache")
+    with pytest.warns(UserWarning, match="3 bad rows"):
+        data.setup("fit")
+    assert (data.info.num_labels, data.info.train_size) == (3, 8)
+    with pytest.warns(UserWarning, match=r"left out of its batch: .*n0"):
+        batches = take(data, 2)  # an epoch
+    assert sum(len(batch["labels"]) for batch in batches) == 6
+    assert sorted(label for batch in batches for label in batch["labels"].tolist()) == [0, 0, 0, 1, 1, 1]
+    with (
+        pytest.raises(ValueError, match="none of the 1 images of a batch"),
+        pytest.warns(UserWarning, match="left out"),
+    ):
+        data.splits.train.__getitems__([0])
+
+
+def test_mended_files_are_no_longer_bad(damaged: Path, images: Path, tmp_path: Path):
+    """What is known of a small set is kept, and files that were bad are read again."""
+    cache = tmp_path / "cache"
+    settings = config(damaged, on_bad_row=OnBadRow.skip)
+    with pytest.warns(UserWarning, match="3 bad rows"):
+        build_datamodule(settings, 0, cache=cache).setup("fit")
+    known = sorted((cache / "images").iterdir())
+    with pytest.warns(UserWarning, match="3 bad rows"):
+        build_datamodule(settings, 0, cache=cache).setup("fit")
+    assert sorted((cache / "images").iterdir()) == known
+    shutil.copytree(images, damaged, dirs_exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_datamodule(settings, 0, cache=cache).setup("fit")
+
+
+def test_large_sets_are_not_read_beforehand(damaged: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lowbit.data.image_sets.CHECKED_BYTES", 10)
+    shutil.rmtree(damaged / "train" / "n03888257")
+    shutil.rmtree(damaged / "val" / "n03888257")
+    data = build_datamodule(config(damaged), 0)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"n0\d+_\d.JPEG: "):
+        take(data, 2)
+
+
+def test_images_go_to_workers_unless_the_config_says_otherwise(images: Path, monkeypatch: pytest.MonkeyPatch):
+    data = build_datamodule(config(images, num_workers=None), 0)
+    monkeypatch.setattr("lowbit.data.datamodule.cpu_cores", lambda: 3)
+    loader = data.train_dataloader()
+    assert (loader.num_workers, loader.persistent_workers, loader.pin_memory) == (3, True, False)
+    monkeypatch.setattr("lowbit.data.datamodule.cpu_cores", lambda: 64)
+    assert data.val_dataloader().num_workers == 8
+    digits = DataConfig(name="digits", kind=DataKind.digits)
+    assert build_datamodule(digits, 0).train_dataloader().num_workers == 0
+
+
+def test_sources_know_their_bounds(images: Path):
+    source = FileImages(images / "val", ["n01440764/ILSVRC2012_val_00000000.JPEG"])
+    assert list(source.names) == ["images/val/n01440764/ILSVRC2012_val_00000000.JPEG"]
+    with pytest.raises(IndexError, match="image 1 of 1"):
+        source.path(1)
+    pixels = torch.arange(24, dtype=torch.uint8).reshape(1, 3, 2, 4)
+    assert np.asarray(PixelImages(pixels).pil(0)).tolist() == pixels[0].permute(1, 2, 0).tolist()

@@ -1,0 +1,48 @@
+"""Which pixels teacher and student see where the data are image files."""
+
+from pathlib import Path
+
+import pytest
+
+from lowbit.config.problems import ConfigError
+from lowbit.config.schema import Config
+from lowbit.config.validate import load
+from lowbit.training.setup import make_datamodule, make_teacher_datamodule
+
+IMAGENET = (0.485, 0.456, 0.406)
+HALF = (0.5, 0.5, 0.5)
+FRESH = "method.stages.qat.student=fresh"  # of another architecture than the teacher
+
+
+def config(images: Path, *overrides: str) -> Config:
+    return load(["data=image_folder", f"data.dir={images}", "budget.steps=3", "budget.epochs=null", *overrides])[1]
+
+
+def test_a_pretrained_model_keeps_its_own_size(images: Path):
+    data = make_datamodule(config(images, "model=deit_tiny", "data.image.size=64"), 1)
+    assert (data.info.image.size, data.info.image.mean, data.info.image.crop_pct) == (224, IMAGENET, 0.9)
+    published = config(images, "model=deit_tiny", "data.image.crop_pct=0.875", "data.image.interpolation=bilinear")
+    assert make_teacher_datamodule(published).info.image == make_datamodule(published, 1).info.image
+    assert make_datamodule(published, 1).info.image.interpolation == "bilinear"
+    assert make_datamodule(config(images, "model=vit_micro", "data.image.size=64"), 1).info.image.size == 64
+
+
+def test_models_that_want_other_pixels_do_not_share_a_batch(images: Path):
+    models = ["model=deit_tiny", "+model@teacher.model=vit_base", "teacher=hub", FRESH]
+    with pytest.raises(
+        ConfigError, match=r"model=deit_tiny takes 224 pixels \(mean \(0.485.*teacher.model=vit_base 224"
+    ):
+        make_datamodule(config(images, *models, "method=qat_logits"), 1)
+    apart = config(images, *models, "method=qat_task", "method.stages.qat.teacher=false")
+    assert make_datamodule(apart, 1).info.image.mean == IMAGENET
+    assert make_teacher_datamodule(apart).info.image.mean == HALF
+
+
+def test_a_random_student_takes_the_pixels_of_its_teacher(images: Path):
+    models = ["model=vit_micro", "model.patch_size=32", "+model@teacher.model=vit_base", "teacher=hub", FRESH]
+    student, teacher = (
+        make(config(images, *models, "method=qat_logits"), *seed).info
+        for make, seed in ((make_datamodule, [1]), (make_teacher_datamodule, []))
+    )
+    assert student.image == teacher.image
+    assert (student.image_size, student.image.mean) == (224, HALF)
