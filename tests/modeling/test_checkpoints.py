@@ -89,7 +89,7 @@ def test_a_folder_without_a_vocabulary_is_refused(made_up: PretrainedConfig, tmp
 
 
 def test_a_tokenizer_out_of_reach_is_named():
-    with pytest.raises(ValueError, match=r"model.path=no/such: its tokenizer cannot be loaded \(.+\); give a folder"):
+    with pytest.raises(ValueError, match=r"path=no/such: its tokenizer cannot be loaded \(.+\); run `lowbit fetch"):
         build_tokenizer(config(Path("no/such")))
 
 
@@ -98,5 +98,5 @@ def test_a_failure_without_words_is_named_by_its_kind(tmp_path: Path, monkeypatc
         raise TimeoutError
 
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", load)
-    with pytest.raises(ValueError, match=r"it cannot be loaded \(TimeoutError\); give a folder"):
+    with pytest.raises(ValueError, match=r"it cannot be loaded \(TimeoutError\); run `lowbit fetch"):
         build_model(config(tmp_path), INFO, seed=1)

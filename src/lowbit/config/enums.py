@@ -10,6 +10,17 @@ class DataKind(Enum):
     agreement = auto()
     glue = auto()
     squad = auto()
+    xglue = auto()
+    image_folder = auto()
+    cifar10 = auto()
+    cifar100 = auto()
+
+
+class Interpolation(Enum):
+    """How images are resized."""
+
+    bilinear = auto()
+    bicubic = auto()
 
 
 class GlueTask(Enum):
@@ -31,6 +42,19 @@ class SquadVersion(Enum):
 
     v1_1 = auto()
     v2_0 = auto()
+
+
+class XglueTask(Enum):
+    """An understanding task of the XGLUE benchmark; `config.xglue_tasks` describes each."""
+
+    xnli = auto()
+    pawsx = auto()
+    nc = auto()
+    qadsm = auto()
+    wpr = auto()
+    qam = auto()
+    ner = auto()
+    pos = auto()
 
 
 class DataSource(Enum):
@@ -76,6 +100,7 @@ class TeacherSource(Enum):
 
     finetune = auto()
     path = auto()
+    hub = auto()
 
 
 class QuantizerKind(Enum):
@@ -299,7 +324,7 @@ class Activation(Enum):
 
 
 class LoggerMode(Enum):
-    """W&B: `auto` is online if WANDB_API_KEY is set, else offline."""
+    """W&B: `auto` is what WANDB_MODE says, else online with WANDB_API_KEY or under `wandb agent`, else offline."""
 
     auto = "auto"
     online = "online"

@@ -60,7 +60,7 @@ def glue_problems(config: DataConfig) -> Iterator[str]:
     try:
         least = 3 * len(description(config).texts)  # a token of each sentence beside RoBERTa's 2 or 4 special ones
         if config.max_length is not None and config.max_length < least:
-            yield f"data.max_length={config.max_length}: leaves no token for the text; set {least} or more, or null"
+            yield f"data.max_length={config.max_length}: leaves no token for the text; set {least} or more"
         for split in description(config).splits:
             find_split(config, split)
         if not train_rows(config):
@@ -78,7 +78,21 @@ def train_rows(config: DataConfig) -> int:
     if found is None:
         return task.train_rows
     headers = len(found.files) if found.format == "tsv" and task.columns is None else 0
-    return max(sum(_count(found.format, *stamp(file)) for file in found.files) - headers, 0)
+    return max(count_rows(found) - headers, 0)
+
+
+def count_rows(found: SplitFiles) -> int:
+    """Return the rows of a split, the header lines of TSV files included."""
+    return sum(_count(found.format, *stamp(file)) for file in found.files)
+
+
+def column_files(folder: Path, split: str) -> SplitFiles | None:
+    """Return the Parquet files of a split, or those of a `save_to_disk` folder; None if there are neither."""
+    columns = (*folder.glob(f"{split}.parquet"), *sorted(folder.glob(f"{split}-*.parquet")))
+    if columns:
+        return SplitFiles("parquet", columns)
+    saved = sorted((folder / split).glob("*.arrow"))
+    return SplitFiles("arrow", tuple(saved)) if saved and (folder / SAVED).is_file() else None
 
 
 def digest(found: SplitFiles) -> str:
@@ -115,11 +129,7 @@ def _in_folder(folder: Path, split: SplitName) -> SplitFiles | None:
     table = folder / f"{split.file}.tsv"
     if table.is_file():
         return SplitFiles("tsv", (table,))
-    columns = (*folder.glob(f"{split.split}.parquet"), *sorted(folder.glob(f"{split.split}-*.parquet")))
-    if columns:
-        return SplitFiles("parquet", columns)
-    saved = sorted((folder / split.split).glob("*.arrow"))
-    return SplitFiles("arrow", tuple(saved)) if saved and (folder / SAVED).is_file() else None
+    return column_files(folder, split.split)
 
 
 def _train_file(config: DataConfig) -> Path:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from lowbit.config.enums import GlueTask
 
-Score = Literal["accuracy", "matthews", "accuracy_f1", "pearson_spearman", "f1"]
+Score = Literal["accuracy", "matthews", "accuracy_f1", "pearson_spearman", "f1", "entity_f1", "ndcg"]
 LARGEST_SCORE = 5.0  # of STS-B, whose labels are similarities from 0 on
 REPOSITORY = "nyu-mll/glue"
 # A commit of January 2024; unverified, since this was written without network access.
@@ -40,6 +40,7 @@ class TaskDescription:
         label: Name of the label's column in the TSV files.
         columns: Columns of files that have no header; None: the first line names them.
         dev: The labelled development sets, by the suffix under which the second one is logged.
+        names: What the labels mean, as the hub calls them, where the files spell them 0 and 1.
     """
 
     folder: str
@@ -51,6 +52,7 @@ class TaskDescription:
     label: str = "label"
     columns: tuple[str, ...] | None = None
     dev: tuple[tuple[str, SplitName], ...] = (("", DEV),)
+    names: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[SplitName, ...]:
@@ -71,10 +73,20 @@ TASKS: dict[GlueTask, TaskDescription] = {
         metric="matthews",
         train_rows=8_551,
         columns=("source", "label", "mark", "sentence"),
+        names=("unacceptable", "acceptable"),
     ),
-    GlueTask.sst2: TaskDescription("SST-2", ("sentence",), ("sentence",), _BINARY, "accuracy", 67_349),
+    GlueTask.sst2: TaskDescription(
+        "SST-2", ("sentence",), ("sentence",), _BINARY, "accuracy", 67_349, names=("negative", "positive")
+    ),
     GlueTask.mrpc: TaskDescription(
-        "MRPC", ("#1 String", "#2 String"), _PAIR, _BINARY, "accuracy_f1", 3_668, label="Quality"
+        folder="MRPC",
+        texts=("#1 String", "#2 String"),
+        features=_PAIR,
+        labels=_BINARY,
+        metric="accuracy_f1",
+        train_rows=3_668,
+        label="Quality",
+        names=("not_equivalent", "equivalent"),
     ),
     GlueTask.stsb: TaskDescription("STS-B", _PAIR, _PAIR, (), "pearson_spearman", 5_749, label="score"),
     GlueTask.qqp: TaskDescription(
@@ -85,6 +97,7 @@ TASKS: dict[GlueTask, TaskDescription] = {
         metric="accuracy_f1",
         train_rows=363_846,
         label="is_duplicate",
+        names=("not_duplicate", "duplicate"),
     ),
     GlueTask.mnli: TaskDescription(
         folder="MNLI",
@@ -103,5 +116,7 @@ TASKS: dict[GlueTask, TaskDescription] = {
         "QNLI", ("question", "sentence"), ("question", "sentence"), _ENTAILMENT, "accuracy", 104_743
     ),
     GlueTask.rte: TaskDescription("RTE", _PAIR, _PAIR, _ENTAILMENT, "accuracy", 2_490),
-    GlueTask.wnli: TaskDescription("WNLI", _PAIR, _PAIR, _BINARY, "accuracy", 635),
+    GlueTask.wnli: TaskDescription(
+        "WNLI", _PAIR, _PAIR, _BINARY, "accuracy", 635, names=("not_entailment", "entailment")
+    ),
 }

@@ -9,9 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from lowbit.config.data_files import sha256_of
 from lowbit.config.glue_files import fingerprint
+from lowbit.config.image_files import IMAGE_FILES, image_fingerprint
 from lowbit.config.label_store import store_digest
-from lowbit.config.schema import Config, DataConfig, DataKind
+from lowbit.config.schema import Config, DataConfig, DataKind, ImageConfig
 from lowbit.config.squad_files import squad_fingerprint
+from lowbit.config.xglue_files import xglue_fingerprint
 
 NOT_IDENTITY = (
     "name",
@@ -21,6 +23,7 @@ NOT_IDENTITY = (
     "teacher.min_score",
     "trainer.accelerator",
     "trainer.devices",
+    "trainer.num_nodes",
     "trainer.threads",
     "trainer.eval_every",
     "trainer.checkpoint_every",
@@ -33,7 +36,16 @@ NOT_IDENTITY = (
 _NOT_TEACHER_DATA = ("eval_batch_size", "soft_labels", "num_crops", "train_file")
 NOT_TEACHER_IDENTITY = (*NOT_IDENTITY, *(f"data.{key}" for key in _NOT_TEACHER_DATA))
 
-_FILES = {DataKind.glue: fingerprint, DataKind.squad: squad_fingerprint}
+_FILES = {
+    DataKind.glue: fingerprint,
+    DataKind.squad: squad_fingerprint,
+    DataKind.xglue: xglue_fingerprint,
+    **dict.fromkeys(IMAGE_FILES, image_fingerprint),
+}
+# Settings that came later do not count where they are unset, so that runs from before keep their ids; those of data:
+_LATER_SETTINGS = ("xglue_task", "language", "languages")
+_PLAIN_IMAGES = OmegaConf.to_container(OmegaConf.structured(ImageConfig), enum_to_str=True)
+_RECORDS = ("teacher.json", "stage.json")  # what training them took: no part of the model
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # the last of SentencePiece
 
 
@@ -67,18 +79,43 @@ def run_folder(cfg: DictConfig, config: Config) -> Path:
 def teacher_id(cfg: DictConfig) -> str:
     """Return the id of the teacher that the run needs: a hash of data, model, precision and teacher settings."""
     content = _content(cfg, NOT_TEACHER_IDENTITY)
+    if "model" in content["teacher"]:
+        content["model"] = content["teacher"].pop("model")
     return _digest({part: content[part] for part in ("data", "model", "teacher", "trainer")})
+
+
+def cached_teacher(cfg: DictConfig) -> str | None:
+    """Return the id of the teacher that the run takes from the cache, or None if it needs none from there."""
+    content = resolved(cfg)
+    if content["teacher"]["source"] == "path" or not any(map(_needs_teacher, content["method"]["stages"].values())):
+        return None
+    return teacher_id(cfg)
 
 
 def _content(cfg: DictConfig, left_out: tuple[str, ...]) -> dict[str, Any]:
     content = resolved(cfg)
     for path in left_out:
         _drop(content, path)
-    for part in ("model", "teacher"):
-        content[part]["path"] = _fingerprint(content[part]["path"])
+    for part in _models(content):
+        part["path"] = _fingerprint(part["path"])
+        if part["revision"] is None:
+            del part["revision"]
+    if content["teacher"]["model"] is None:
+        del content["teacher"]["model"]
     if content["data"]["kind"] in (kind.name for kind in _FILES):
         content["data"].update(dir=_files(content["data"]), train_file=None)
+    for key in _LATER_SETTINGS:
+        if content["data"][key] is None:
+            del content["data"][key]
+    if content["data"]["image"] == _PLAIN_IMAGES:
+        del content["data"]["image"]
     return content
+
+
+def _models(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of a config that name weights."""
+    parts = (content["model"], content["teacher"], content["teacher"]["model"])
+    return [part for part in parts if part is not None]
 
 
 def _needs_teacher(stage: dict[str, Any]) -> bool:
@@ -107,7 +144,7 @@ def _fingerprint(path: str | None) -> str | None:
         return path
     digest = hashlib.sha256()
     for file in sorted(Path(path).expanduser().iterdir()):
-        if file.suffix in _MODEL_FILES:
+        if file.suffix in _MODEL_FILES and file.name not in _RECORDS:
             digest.update(file.name.encode())
             digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()

@@ -40,7 +40,9 @@ from lowbit.config.enums import (
     StudentInit,
     TeacherSource,
     TokenizerKind,
+    XglueTask,
 )
+from lowbit.config.image_schema import ImageConfig
 from lowbit.config.loss_schema import InterventionConfig, LossConfig, MixConfig, PhaseConfig
 from lowbit.config.quantization_schema import (
     CorrectionConfig,
@@ -70,6 +72,7 @@ __all__ = [
     "GlueTask",
     "GradScale",
     "Granularity",
+    "ImageConfig",
     "InterventionConfig",
     "LatVariant",
     "LayerReduction",
@@ -113,6 +116,7 @@ __all__ = [
     "TeacherSource",
     "TokenizerKind",
     "TrainerConfig",
+    "XglueTask",
 ]
 
 
@@ -123,8 +127,9 @@ class DataConfig:
     `soft_labels` is the folder of a soft-label store (`lowbit softlabels`): training then takes `num_crops` stored
     crops of each image per step. `batch_size` counts crops, so a pass over the images is `num_crops` epochs.
 
-    `task` to `on_bad_row` are of GLUE, `version` to `max_question_length` of SQuAD: see docs/data.md. `length_grouped`
-    draws training batches of texts of similar length; it counts only where `padding` is `longest`.
+    `task` to `on_bad_row` are of GLUE, `version` to `max_question_length` of SQuAD, `xglue_task` to `languages` of
+    XGLUE: see docs/data.md. `length_grouped` draws training batches of texts of similar length; it counts only where
+    `padding` is `longest`. `num_workers` processes build batches; null: up to 8 where there are image files, else none.
     """
 
     name: str = MISSING
@@ -138,7 +143,7 @@ class DataConfig:
     padding: Padding = Padding.longest
     max_length: int | None = None
     split_seed: int = 0
-    num_workers: int = 0
+    num_workers: int | None = None
     task: GlueTask | None = None
     source: DataSource = DataSource.folder
     dir: str | None = None
@@ -148,17 +153,22 @@ class DataConfig:
     version: SquadVersion | None = None
     doc_stride: int | None = None
     max_question_length: int | None = None
+    xglue_task: XglueTask | None = None
+    language: str | None = None
+    languages: list[str] | None = None
     length_grouped: bool = False
     soft_labels: str | None = None
     num_crops: int = 4
+    image: ImageConfig = field(default_factory=ImageConfig)
 
 
 @dataclass
 class ModelConfig:
     """An architecture; sizes apply to the random-init kinds, `path` to `hf`, `timm_name` to `timm`.
 
-    `dropout: null` keeps the model's own rates. `depths` says how many layers a model of kind `hf` or `timm` has, per
-    stage where it has stages (Swin): what refers to layers is then checked before anything is loaded.
+    `revision` is a commit, tag or branch of a hub model; null: the newest. `dropout: null` keeps the model's own rates.
+    `depths` says how many layers a model of kind `hf` or `timm` has, per stage where it has stages (Swin): what refers
+    to layers is then checked before anything is loaded.
     """
 
     name: str = MISSING
@@ -171,6 +181,7 @@ class ModelConfig:
     max_positions: int = 64
     patch_size: int = 2
     path: str | None = None
+    revision: str | None = None
     package: str | None = None
     timm_name: str | None = None
     pretrained: bool = False
@@ -241,11 +252,15 @@ class BudgetConfig:
 class TeacherConfig:
     """How the full-precision teacher is obtained.
 
-    A teacher whose score (the metric of the task) is below `min_score` stops the run before students are trained.
+    `path` is a folder (`source: path`) or the hub name of a fine-tuned model (`source: hub`; null: the weights that
+    `model` names). `model` is the teacher's architecture where the student has another. A teacher whose score (the
+    metric of the task) is below `min_score` stops the run before students are trained.
     """
 
     source: TeacherSource = TeacherSource.finetune
     path: str | None = None
+    revision: str | None = None
+    model: ModelConfig | None = None
     min_score: float | None = None
     seed: int = 1
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -294,10 +309,14 @@ class MethodConfig:
 
 @dataclass
 class TrainerConfig:
-    """Hardware, precision and intervals; only `precision` is part of a run's identity."""
+    """Hardware, precision and intervals; only `precision` is part of a run's identity.
+
+    `devices` are those of each of `num_nodes` machines; all share `data.batch_size`.
+    """
 
     accelerator: str = "auto"
     devices: int = 1
+    num_nodes: int = 1
     precision: Precision = Precision.float32
     threads: int | None = None
     eval_every: int | None = None
@@ -308,12 +327,17 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    """Weights & Biases; metrics.csv is always written."""
+    """Weights & Biases and TensorBoard; metrics.csv is always written.
+
+    `figures` are drawn at the end of a run, for those of the two that are on.
+    """
 
     mode: LoggerMode = LoggerMode.auto
     project: str = "lowbit"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
+    tensorboard: bool = False
+    figures: bool = True
 
 
 @dataclass

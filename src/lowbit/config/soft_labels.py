@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lowbit.config import schema as S
+from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.label_store import whole_manifest
 
-_IMAGES = (S.DataKind.digits,)
+_IMAGES = (S.DataKind.digits, *IMAGE_FILES)
 
 
 def store_folder(data: S.DataConfig) -> Path | None:

@@ -11,24 +11,40 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lowbit.config import compose as C
 from lowbit.config import schema as S
-from lowbit.config.budget import epoch_steps, stage_steps, total_steps
+from lowbit.config.budget import epoch_steps, stage_steps
 from lowbit.config.depth import depth_of, depth_problems
 from lowbit.config.glue_files import glue_problems, train_rows
+from lowbit.config.image_files import IMAGE_FILES, image_problems, train_images
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
 from lowbit.config.quantization import quantization_problems, unused_problems
 from lowbit.config.soft_labels import soft_label_problems
 from lowbit.config.squad_files import squad_problems
+from lowbit.config.teacher import teacher_problems
+from lowbit.config.xglue_files import xglue_problems, xglue_train_rows
 
-_TEXT = (S.DataKind.agreement, S.DataKind.glue, S.DataKind.squad)
+_PUBLISHED_TEXT = {
+    S.DataKind.glue: glue_problems,
+    S.DataKind.squad: squad_problems,
+    S.DataKind.xglue: xglue_problems,
+}
+_TEXT = (S.DataKind.agreement, *_PUBLISHED_TEXT)
 # Settings that single kinds of data have, and the kinds.
 _DATA_SETTINGS = {
     "task": (S.DataKind.glue,),
-    "dir": (S.DataKind.glue, S.DataKind.squad),
-    "revision": (S.DataKind.glue, S.DataKind.squad),
+    "dir": (*_PUBLISHED_TEXT, *IMAGE_FILES),
+    "revision": tuple(_PUBLISHED_TEXT),
     "train_file": (S.DataKind.glue,),
     "version": (S.DataKind.squad,),
     "doc_stride": (S.DataKind.squad,),
     "max_question_length": (S.DataKind.squad,),
+    "xglue_task": (S.DataKind.xglue,),
+    "language": (S.DataKind.xglue,),
+    "languages": (S.DataKind.xglue,),
+}
+_EXAMPLES = {
+    S.DataKind.glue: "a GLUE task, for example data=cola",
+    S.DataKind.squad: "data=squad or squad_v2",
+    S.DataKind.xglue: "an XGLUE task, for example data=xnli",
 }
 _TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
 _IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
@@ -55,24 +71,27 @@ def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, 
             raise ConfigError([explain(error)]) from error
         cfg = C.compose(good)
     problems += unknown_keys(cfg)
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        problems += [f"{key}: no value; set it, for example {key}=..." for key in missing]
-        raise ConfigError(problems)
     try:
         config = C.to_config(cfg)
         problems += [*validate(config), *unused_problems(config.quantizer, overrides)]
         problems += [] if labelling else soft_label_problems(config)
     except OmegaConfBaseException as error:
-        problems.append(explain(error))
+        problems += [f"{key}: no value; set it, for example {key}=..." for key in _missing(cfg)] or [explain(error)]
     if problems:
         raise ConfigError(problems)
     return cfg, config
 
 
+def _missing(cfg: DictConfig) -> list[str]:
+    try:
+        return sorted(OmegaConf.missing_keys(cfg))
+    except OmegaConfBaseException:
+        return []  # an interpolation fails, which converting the config has told already
+
+
 def validate(config: S.Config) -> list[str]:
     """Return every problem of a typed config, one line each."""
-    checks = (_numbers, _data_and_model, depth_problems, _teacher, quantization_problems, _method, _budget)
+    checks = (_numbers, _data_and_model, depth_problems, teacher_problems, quantization_problems, _method, _budget)
     return [problem for check in checks for problem in check(config)]
 
 
@@ -92,6 +111,8 @@ def _numbers(config: S.Config) -> Iterator[str]:
         "trainer.log_every": config.trainer.log_every,
         "trainer.eval_every": config.trainer.eval_every,
         "trainer.threads": config.trainer.threads,
+        "trainer.devices": config.trainer.devices,
+        "trainer.num_nodes": config.trainer.num_nodes,
         "budget.steps": config.budget.steps,
         "budget.epochs": config.budget.epochs,
         "teacher.budget.steps": config.teacher.budget.steps,
@@ -112,21 +133,40 @@ def _numbers(config: S.Config) -> Iterator[str]:
     }.items():
         if not 0 <= value < 1:
             yield f"{key}={value}: a fraction of the stage's steps, at least 0 and below 1"
-    if config.trainer.devices != 1:
-        yield f"trainer.devices={config.trainer.devices}: only 1 device per run so far"
+    if config.logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        yield "logger.tensorboard=true needs the package tensorboard: run `pip install tensorboard`"
+    processes = config.trainer.devices * config.trainer.num_nodes
+    if processes > max(config.data.batch_size, 1):
+        yield (
+            f"data.batch_size={config.data.batch_size}: {processes} processes (trainer.devices x trainer.num_nodes) "
+            "share every batch; give each at least one row, or take fewer devices"
+        )
 
 
 def _data_and_model(config: S.Config) -> Iterator[str]:
-    data, model = config.data, config.model
+    data = config.data
+    yield from _data(data)
+    yield from _model(data, config.model)
+    if config.teacher.model is not None:
+        yield from _model(data, config.teacher.model)
+
+
+def _data(data: S.DataConfig) -> Iterator[str]:
+    if data.kind in _PUBLISHED_TEXT:
+        yield from _published_text(data)
+    if data.kind in IMAGE_FILES:
+        yield from image_problems(data)
+    elif data.image != S.ImageConfig():
+        yield f"data.image: has no effect on data={data.name}; choose image files, for example data=imagenet"
+    for key, kinds in _DATA_SETTINGS.items():
+        if data.kind not in kinds and getattr(data, key) is not None:
+            yield f"data.{key}: has no effect on data={data.name}; choose {_EXAMPLES[kinds[0]]}"
+
+
+def _model(data: S.DataConfig, model: S.ModelConfig) -> Iterator[str]:
     is_text = data.kind in _TEXT
     if is_text and model.kind in _IMAGE_MODELS:
         yield f"model={model.name} reads images, data={data.name} is text: use model=bert_micro, minilm or hf"
-    if data.kind in (S.DataKind.glue, S.DataKind.squad):
-        yield from _published_text(data)
-    for key, kinds in _DATA_SETTINGS.items():
-        if data.kind not in kinds and getattr(data, key) is not None:
-            choice = "a GLUE task, for example data=cola" if S.DataKind.glue in kinds else "data=squad or squad_v2"
-            yield f"data.{key}: has no effect on data={data.name}; choose {choice}"
     if not is_text and model.kind is S.ModelKind.bert:
         yield f"model={model.name} reads text, data={data.name} holds images: use model=vit_micro or timm"
     if model.hidden_size % max(model.num_heads, 1):
@@ -140,16 +180,18 @@ def _data_and_model(config: S.Config) -> Iterator[str]:
         yield from _hf_source(model)
     if model.kind is S.ModelKind.timm and model.timm_name is None:
         yield "model.timm_name: no value; set it, for example model.timm_name=deit_tiny_patch16_224"
+    if model.revision is not None and (model.kind is not S.ModelKind.hf or model.path is None):
+        yield f"model.revision={model.revision}: is of model.path on the hub; set it to null"
 
 
 def _published_text(data: S.DataConfig) -> Iterator[str]:
-    yield from glue_problems(data) if data.kind is S.DataKind.glue else squad_problems(data)
+    yield from _PUBLISHED_TEXT[data.kind](data)
     if data.revision is not None and data.source is S.DataSource.folder:
         yield f"data.revision={data.revision}: has no effect on data.source=folder: set it to null, or data.source=hub"
     if data.tokenizer is not S.TokenizerKind.model:
         yield f"data={data.name} has no word list of its own: set data.tokenizer=model"
-    if data.padding is S.Padding.max_length and data.max_length is None:
-        yield "data.padding=max_length needs a length: set data.max_length, for example data.max_length=128"
+    if data.max_length is None and data.kind is not S.DataKind.squad:  # which says so itself
+        yield "data.max_length=null: a text of more tokens than the model has positions stops the training; set 128 or so"
 
 
 def _hf_source(model: S.ModelConfig) -> Iterator[str]:
@@ -161,15 +203,6 @@ def _hf_source(model: S.ModelConfig) -> Iterator[str]:
         yield "model.path: no value; set a folder or a hub name, for example model.path=bert-base-uncased"
     elif model.path.startswith((".", "/", "~")) and not Path(model.path).expanduser().is_dir():
         yield f"model.path={model.path}: no such folder"
-
-
-def _teacher(config: S.Config) -> Iterator[str]:
-    teacher = config.teacher
-    if teacher.source is S.TeacherSource.path:
-        if teacher.path is None:
-            yield "teacher.path: no value; set the folder that holds the teacher's model.safetensors"
-        elif not (Path(teacher.path).expanduser() / "model.safetensors").is_file():
-            yield f"teacher.path={teacher.path}: no model.safetensors in this folder"
 
 
 def _method(config: S.Config) -> Iterator[str]:
@@ -280,9 +313,6 @@ def _budget(config: S.Config) -> Iterator[str]:
                 f"{key} has steps={budget.steps} and epochs={budget.epochs}: set one of them, and the other to null "
                 f"({key}.steps=null or {key}.epochs=null)"
             )
-    teacher = config.teacher
-    if teacher.source is S.TeacherSource.finetune and total_steps(teacher.budget, steps_per_epoch=1) is None:
-        yield "teacher.budget: no total; set teacher.budget.steps=N or teacher.budget.epochs=N"
     rows = _train_rows(config.data)
     if rows is None:
         return
@@ -292,6 +322,14 @@ def _budget(config: S.Config) -> Iterator[str]:
         yield str(error)
 
 
+def planned_steps(config: S.Config) -> int | None:
+    """Return the optimizer steps of a valid config's stages; None where only the data or a tokenizer tell."""
+    rows = _train_rows(config.data)
+    if rows is None:
+        return None
+    return sum(stage_steps(config.method.stages, config.budget, epoch_steps(rows, config.data.batch_size)).values())
+
+
 def _train_rows(data: S.DataConfig) -> int | None:
     """Return None where files are missing, which another check says, or a tokenizer has to count: see `check_data`."""
     if data.kind is S.DataKind.squad:
@@ -299,6 +337,8 @@ def _train_rows(data: S.DataConfig) -> int | None:
     if data.train_size or data.kind in _TRAIN_ROWS:
         return data.train_size or _TRAIN_ROWS[data.kind]
     try:
-        return train_rows(data)
+        if data.kind in IMAGE_FILES:
+            return train_images(data)
+        return xglue_train_rows(data) if data.kind is S.DataKind.xglue else train_rows(data)
     except (ValueError, OSError):
         return None

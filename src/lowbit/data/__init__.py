@@ -2,7 +2,7 @@
 
 from lowbit.data.build import build_datamodule, data_info
 from lowbit.data.datamodule import StepDataModule
-from lowbit.data.info import DataInfo
+from lowbit.data.info import DataInfo, ImageInput
 from lowbit.data.metrics import build_metric
 from lowbit.data.sampling import StepBatchSampler, StepRows, generator_for
 from lowbit.data.splits import Batch, Splits
@@ -10,6 +10,7 @@ from lowbit.data.splits import Batch, Splits
 __all__ = [
     "Batch",
     "DataInfo",
+    "ImageInput",
     "Splits",
     "StepBatchSampler",
     "StepDataModule",

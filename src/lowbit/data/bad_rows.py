@@ -21,6 +21,17 @@ def told(bad: Sequence[str]) -> str:
     return "\n    ".join([f"{count}:", *bad[:_SHOWN], *more])
 
 
+def text_problem(name: str, text: object) -> str | None:
+    """Return what keeps a text from being used; None if nothing does."""
+    if not isinstance(text, str) or not text.strip():
+        return f"{name} is empty"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that could not be decoded stand in the text as lone surrogates
+        return f"{name} is not UTF-8"
+    return None
+
+
 def check_rows(config: DataConfig, bad: Sequence[str], usable: int, nothing: str) -> None:
     """Raise ValueError for bad rows that are not to be skipped, or if none is usable (`nothing` says of what)."""
     if bad and config.on_bad_row is OnBadRow.error:

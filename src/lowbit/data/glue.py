@@ -34,6 +34,7 @@ def glue_info(config: DataConfig) -> DataInfo:
         modality="text",
         task="classification" if task.labels else "regression",
         num_labels=len(task.labels) or 1,
+        labels=task.names or task.labels,
         metric=task.metric,
         train_size=limit_rows("train_size", config.train_size, rows, config),
         max_length=config.max_length,

@@ -12,11 +12,11 @@ from typing import Any
 from lowbit.config.glue_files import SplitFiles, description, find_split
 from lowbit.config.glue_tasks import LARGEST_SCORE, REPOSITORY, REVISION, SplitName, TaskDescription
 from lowbit.config.schema import DataConfig
-from lowbit.data.bad_rows import check_rows
+from lowbit.data.bad_rows import check_rows, text_problem
 from lowbit.data.hub import hub_split
 
 # Where a row stands, and its cells in the order of the wanted columns, or what keeps it from having them.
-_Record = tuple[str, Sequence[Any] | str]
+Record = tuple[str, Sequence[Any] | str]
 
 
 @dataclass
@@ -52,10 +52,9 @@ def _take(rows: Rows, task: TaskDescription, cells: Sequence[Any]) -> str | None
     """Append a row and return None, or return what is wrong with it."""
     *texts, label = cells
     for name, text in zip(task.texts, texts, strict=True):
-        if not isinstance(text, str) or not text.strip():
-            return f"{name} is empty"
-        if not text.isascii() and not _is_unicode(text):
-            return f"{name} is not UTF-8"
+        problem = text_problem(name, text)
+        if problem is not None:
+            return problem
     value = _label(task, label)
     if value is None:
         allowed = f"one of {', '.join(task.labels)}" if task.labels else f"a number from 0 to {LARGEST_SCORE:g}"
@@ -78,24 +77,16 @@ def _label(task: TaskDescription, label: Any) -> float | None:
     return value if math.isfinite(value) and 0 <= value <= LARGEST_SCORE else None
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes that could not be decoded stand in the text as lone surrogates
-        return False
-    return True
-
-
-def _records(config: DataConfig, task: TaskDescription, split: SplitName) -> Iterator[_Record]:
+def _records(config: DataConfig, task: TaskDescription, split: SplitName) -> Iterator[Record]:
     found = find_split(config, split)
     if found is None:
         return _hub(config, task, split)
     if found.format == "tsv":
         return _tsv(found.files[0], task)
-    return _table(found, task)
+    return table_rows(found, [*task.features, "label"])
 
 
-def _tsv(path: Path, task: TaskDescription) -> Iterator[_Record]:
+def _tsv(path: Path, task: TaskDescription) -> Iterator[Record]:
     # No quoting: an odd quotation mark would swallow the lines after it. The published code reads alike.
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = _readable(path, csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -126,11 +117,15 @@ def _readable(path: Path, lines: Any) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(f"{path}:{lines.line_num} cannot be read as tab-separated text: {error}") from error
 
 
-def _table(found: SplitFiles, task: TaskDescription) -> Iterator[_Record]:
+def table_rows(found: SplitFiles, wanted: Sequence[str]) -> Iterator[Record]:
+    """Yield where each row of Parquet or Arrow files stands, and its cells in the wanted columns.
+
+    Raises:
+        ValueError: a file that is none, or without one of the columns.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
-    wanted = [*task.features, "label"]
     for path in found.files:
         try:
             if found.format == "parquet":
@@ -147,12 +142,18 @@ def _table(found: SplitFiles, task: TaskDescription) -> Iterator[_Record]:
         yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _hub(config: DataConfig, task: TaskDescription, split: SplitName) -> Iterator[_Record]:
+def _hub(config: DataConfig, task: TaskDescription, split: SplitName) -> Iterator[Record]:
     assert config.task is not None
     files = [f"{task.folder}/{name.file}.tsv" for name in task.splits]
     revision = config.revision or REVISION
     data = hub_split(
-        REPOSITORY, config.task.name, split=split.split, revision=revision, root="GLUE_DIR", files=files
+        REPOSITORY,
+        config.task.name,
+        split=split.split,
+        revision=revision,
+        root="GLUE_DIR",
+        files=files,
+        choice=config.name,
     ).select_columns([*task.features, "label"])[:]
     where = f"{REPOSITORY}, {config.task.name}, {split.split}"
     rows = zip(*(data[name] for name in (*task.features, "label")), strict=True)

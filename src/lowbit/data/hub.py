@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
-def hub_split(repository: str, *names: str, split: str, revision: str, root: str, files: Sequence[str]) -> Any:
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from printing every retry: what is out of reach is said once, by the error."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def hub_split(
+    repository: str, *names: str, split: str, revision: str, root: str, files: Sequence[str], choice: str
+) -> Any:
     """Return a split through `datasets`.
 
     Args:
@@ -16,6 +32,7 @@ def hub_split(repository: str, *names: str, split: str, revision: str, root: str
         revision: Commit, tag or branch.
         root: What an error calls the folder of the official files.
         files: Their names in it.
+        choice: Name of the data group's choice, for `lowbit fetch`.
 
     Raises:
         ValueError: it is neither cached nor reachable.
@@ -24,12 +41,13 @@ def hub_split(repository: str, *names: str, split: str, revision: str, root: str
     from datasets.exceptions import DatasetsError
 
     try:
-        return load_dataset(repository, *names, split=split, revision=revision)
+        with quiet_hub():
+            return load_dataset(repository, *names, split=split, revision=revision)
     except (OSError, DatasetsError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)  # a timeout may have no text
         where = " and ".join(f"{root}/{name}" for name in files)
         raise ValueError(
             f"data.source=hub: {', '.join((repository, *names, split))} at revision {revision} is neither cached nor "
-            f"reachable ({first}). Run the same command once with network access and without HF_HUB_OFFLINE, or put "
-            f"the official files at {where} and set data.source=folder data.dir={root}"
+            f"reachable ({first}). Run `lowbit fetch data={choice}` once with network access, or put the official "
+            f"files at {where} and set data.source=folder data.dir={root}"
         ) from error

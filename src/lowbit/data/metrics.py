@@ -1,7 +1,7 @@
 """Evaluation metrics by the name in `DataInfo.metric`; they take (logits, labels), spans' (logits, row numbers)."""
 
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -9,9 +9,12 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
+from lowbit.config.glue_tasks import Score
 from lowbit.data.info import DataInfo
+from lowbit.data.ranking import QueryScores
 from lowbit.data.spans import SpanScores, SpanSplit
 from lowbit.data.splits import Split
+from lowbit.data.tagging import EntityF1, TagAccuracy
 
 
 class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):
@@ -71,6 +74,8 @@ def build_metric(info: DataInfo, scored: Split | None = None) -> Metric | Scores
         scored: The rows to be scored; F1 of spans reads the answers there.
     """
     match info.metric:
+        case "accuracy" if info.task == "tagging":
+            return TagAccuracy(info.num_labels)
         case "accuracy":
             return MulticlassAccuracy(info.num_labels, average="micro")
         case "matthews":
@@ -85,4 +90,8 @@ def build_metric(info: DataInfo, scored: Split | None = None) -> Metric | Scores
             if not isinstance(scored, SpanSplit) or scored.answers is None:
                 raise ValueError("the metric 'f1' needs the split whose answers are scored")
             return SpanScores(scored.answers)
-    raise ValueError(f"no metric {info.metric!r}; choose accuracy, matthews, accuracy_f1, pearson_spearman or f1")
+        case "entity_f1":
+            return EntityF1(info.labels)
+        case "ndcg":
+            return QueryScores()
+    raise ValueError(f"no metric {info.metric!r}; choose one of {', '.join(get_args(Score))}")

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from lowbit.data.shares import Share
+
 GROUPED_BATCHES = 50  # as in transformers' length-grouped sampler
 
 
@@ -37,10 +39,11 @@ def generator_for(*key: int) -> torch.Generator:
 
 
 class StepRows(NamedTuple):
-    """The rows of one batch, and the recipe step that trains on them."""
+    """The rows of one batch, the recipe step that trains on them, and the share of this process, if it has one."""
 
     step: int
     rows: list[int]
+    share: Share | None = None
 
 
 class StepBatchSampler(Sampler[StepRows]):
@@ -59,8 +62,12 @@ class StepBatchSampler(Sampler[StepRows]):
         seed: int,
         first_step: int | Callable[[], int] = 0,
         lengths: Tensor | None = None,
+        share: Share | None = None,
     ) -> None:
-        """Set up the order; a callable `first_step` is asked anew each time that an iteration begins."""
+        """Set up the order; a callable `first_step` is asked anew each time that an iteration begins.
+
+        A `share` travels with the rows, which are those of the whole batch.
+        """
         if num_rows < 1 or batch_size < 1:
             raise ValueError(f"need at least one row and a batch size of 1, got {num_rows} rows in {batch_size}s")
         self.num_rows = num_rows
@@ -68,6 +75,7 @@ class StepBatchSampler(Sampler[StepRows]):
         self.seed = seed
         self.first_step = first_step
         self.lengths = lengths
+        self.share = share
 
     @property
     def steps_per_epoch(self) -> int:
@@ -111,4 +119,4 @@ class StepBatchSampler(Sampler[StepRows]):
 
     def _slice(self, step: int, position: int, permutation: Tensor) -> StepRows:
         start = position * self.batch_size
-        return StepRows(step, permutation[start : start + self.batch_size].tolist())
+        return StepRows(step, permutation[start : start + self.batch_size].tolist(), self.share)

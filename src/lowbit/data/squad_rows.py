@@ -92,7 +92,9 @@ def _hub(config: DataConfig, part: Part) -> Iterator[Entry]:
     known = squad_description(config)
     revision = config.revision or known.revision
     split, files = _HUB_SPLIT[part], list(known.files.values())
-    data = hub_split(known.repository, split=split, revision=revision, root="SQUAD_DIR", files=files)
+    data = hub_split(
+        known.repository, split=split, revision=revision, root="SQUAD_DIR", files=files, choice=config.name
+    )
     for number, row in enumerate(data, start=1):
         texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
         answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]

@@ -54,12 +54,15 @@ class Tokens:
         lengths = torch.cat([torch.zeros(1, dtype=torch.int64), *(part.lengths for part in parts)])
         return cls(torch.cat([p.ids for p in parts]), torch.cat([p.types for p in parts]), lengths.cumsum(0))
 
+    def places(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Return where the tokens of some texts stand in the flat arrays, BL, and which of these places are theirs."""
+        place_L = torch.arange(width)
+        mask_BL = place_L < self.lengths_of(rows)[:, None]
+        return (self.starts[rows][:, None] + place_L).clamp_(max=len(self.ids) - 1), mask_BL
+
     def padded(self, rows: Tensor, width: int, pad_id: int) -> dict[str, Tensor]:
         """Return ids, mask and types of some texts, int64, padded on the right to `width`."""
-        lengths_B = self.lengths_of(rows)
-        place_L = torch.arange(width)
-        mask_BL = place_L < lengths_B[:, None]
-        index_BL = (self.starts[rows][:, None] + place_L).clamp_(max=len(self.ids) - 1)
+        index_BL, mask_BL = self.places(rows, width)
         return {
             "input_ids": torch.where(mask_BL, self.ids[index_BL].long(), pad_id),
             "attention_mask": mask_BL.long(),

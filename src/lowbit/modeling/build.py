@@ -11,16 +11,25 @@ from torch import nn
 
 from lowbit.config.schema import ModelConfig, ModelKind
 from lowbit.data import DataInfo
+from lowbit.data.hub import quiet_hub
+from lowbit.modeling.descriptions import check_labels, name_labels
 from lowbit.modeling.families import family_of
 
+_SMALL_IMAGE = 32  # pixels
 _TIMM_WITH_POSITIONS = ["vision_transformer", "deit"]  # timm's modules of models that add positions to patches
 
 
-def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
+def build_model(config: ModelConfig, info: DataInfo, seed: int, *, trained_head: bool = False) -> nn.Module:
     """Build a model with the head that the data set needs, random weights drawn from `seed`, in eval mode.
 
+    Args:
+        config: The model group.
+        info: Of the data set.
+        seed: Of the random weights.
+        trained_head: Whether the checkpoint must bring the head; else one that it lacks is random.
+
     Raises:
-        ValueError: a folder or name that does not hold such a model.
+        ValueError: a folder or name that does not hold such a model, or holds one of other labels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -31,8 +40,9 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int) -> nn.Module:
             ModelKind.hf: _hf,
             ModelKind.timm: _timm,
         }[config.kind]
-        model = builder(config, info).eval()
+        model = builder(config, info, trained_head).eval()
     _check_depths(config, model)
+    name_labels(model, info)
     return model
 
 
@@ -44,11 +54,12 @@ def build_tokenizer(config: ModelConfig) -> Any:
     """
     from transformers import AutoTokenizer
 
-    source = _source(config)
+    source = source_of(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        with quiet_hub():
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision or "main")
     except OSError as error:
-        raise ValueError(_out_of_reach(source, "its tokenizer", error)) from error
+        raise ValueError(out_of_reach(config, "its tokenizer", error)) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # made up from config.json: every word is unknown
         raise ValueError(
             f"model.path={source}: no tokenizer files there, such as tokenizer.json or vocab.txt; put those of the "
@@ -57,7 +68,7 @@ def build_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def _bert(config: ModelConfig, info: DataInfo) -> nn.Module:
+def _bert(config: ModelConfig, info: DataInfo, _: bool) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
     if info.max_length is not None and info.max_length > config.max_positions:
@@ -66,7 +77,7 @@ def _bert(config: ModelConfig, info: DataInfo) -> nn.Module:
     return BertForSequenceClassification(BertConfig(**text, **_hf_sizes(config, info)))
 
 
-def _vit(config: ModelConfig, info: DataInfo) -> nn.Module:
+def _vit(config: ModelConfig, info: DataInfo, _: bool) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     image: dict[str, Any] = {
@@ -88,7 +99,7 @@ def _hf_sizes(config: ModelConfig, info: DataInfo) -> dict[str, Any]:
     }
 
 
-def _timm_vit(config: ModelConfig, info: DataInfo) -> nn.Module:
+def _timm_vit(config: ModelConfig, info: DataInfo, _: bool) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     image: dict[str, Any] = {"img_size": info.image_size, "in_chans": info.channels}
@@ -105,29 +116,41 @@ def _timm_vit(config: ModelConfig, info: DataInfo) -> nn.Module:
     )
 
 
-def _hf(config: ModelConfig, info: DataInfo) -> nn.Module:
+def _hf(config: ModelConfig, info: DataInfo, trained_head: bool) -> nn.Module:
     import transformers as T
 
-    text = T.AutoModelForQuestionAnswering if info.task == "span" else T.AutoModelForSequenceClassification
+    heads = {"span": T.AutoModelForQuestionAnswering, "tagging": T.AutoModelForTokenClassification}
+    text = heads.get(info.task, T.AutoModelForSequenceClassification)
     auto = text if info.modality == "text" else T.AutoModelForImageClassification
-    source = _source(config)
-    settings = {"num_labels": info.num_labels, "dtype": torch.float32, **_hf_dropout(config)}
+    source = source_of(config)
+    settings: dict[str, Any] = {"num_labels": info.num_labels, "dtype": torch.float32, **_hf_dropout(config)}
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # we say what does not fit
     try:
-        model, loading = auto.from_pretrained(source, **settings, **checked)
+        with quiet_hub():
+            model, loading = auto.from_pretrained(source, revision=config.revision or "main", **settings, **checked)
     except OSError as error:
-        raise ValueError(_out_of_reach(source, "it", error)) from error
-    _check_loaded(source, model, info, loading)
+        raise ValueError(out_of_reach(config, "it", error)) from error
+    _check_loaded(source, model, info, loading, trained_head)
     _check_positions(source, model, info)
     return model  # type: ignore[no-any-return]
 
 
-def _out_of_reach(source: str, what: str, error: OSError) -> str:
+def out_of_reach(config: ModelConfig, what: str, error: Exception) -> str:
+    """Return what a user is told of files that can be neither found nor fetched."""
+    if config.kind is ModelKind.timm:
+        key, source, other = "timm_name", config.timm_name, "set model.pretrained=false for random weights"
+    else:
+        key, source = "path", source_of(config)
+        other = "give a folder with config.json, model.safetensors and the tokenizer's files: model.path=FOLDER"
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)  # a timeout may have no text
-    return f"model.path={source}: {what} cannot be loaded ({first}); give a folder or a reachable hub name"
+    choice = config.name if config.name != config.kind.name else f"{config.name} model.{key}={source}"
+    return (
+        f"model.{key}={source}: {what} cannot be loaded ({first}); run `lowbit fetch model={choice}` once with network "
+        f"access, or {other}"
+    )
 
 
-def _check_loaded(source: str, model: nn.Module, info: DataInfo, loading: dict[str, Any]) -> None:
+def _check_loaded(source: str, model: Any, info: DataInfo, loading: dict[str, Any], trained_head: bool) -> None:
     """Refuse random weights anywhere but in the head, which a pre-trained encoder does not bring."""
     for key, theirs, ours in loading["mismatched_keys"]:
         raise ValueError(
@@ -136,7 +159,15 @@ def _check_loaded(source: str, model: nn.Module, info: DataInfo, loading: dict[s
         )
     roles = family_of(model).model_roles
     head = tuple(f"{name}." for role in ("pooler", "classifier") for name in roles.get(role, ()))
-    lost = sorted(key for key in loading["missing_keys"] if not key.startswith(head))
+    missing = sorted(loading["missing_keys"])
+    lost = [key for key in missing if not key.startswith(head)]
+    if trained_head and missing and not lost:
+        raise ValueError(
+            f"teacher.source=hub: {source} has no trained head ({missing[0]} is missing): a teacher must be fine-tuned "
+            f"on data={info.name}. Name such a model in teacher.path, or set teacher=finetune"
+        )
+    if not missing:
+        check_labels(f"model.path={source}", model.config.id2label, info)
     if lost:
         raise ValueError(
             f"model.path={source}: the checkpoint lacks {len(lost)} tensors of a {type(model).__name__}, such as "
@@ -155,27 +186,38 @@ def _check_positions(source: str, model: nn.Module, info: DataInfo) -> None:
             )
 
 
-def _timm(config: ModelConfig, info: DataInfo) -> nn.Module:
+def _timm(config: ModelConfig, info: DataInfo, trained_head: bool) -> nn.Module:
     import timm
 
     sizes: dict[str, Any] = {"img_size": info.image_size, "in_chans": info.channels, "num_classes": info.num_labels}
     if config.pretrained:
         sizes.pop("img_size")
-    elif info.image_size is not None and info.image_size < 16:
-        sizes["patch_size"] = config.patch_size  # timm's default patches of 16 pixels need larger images
+    elif info.image_size is not None and info.image_size <= _SMALL_IMAGE:
+        sizes["patch_size"] = config.patch_size  # timm's patches of 16 pixels would leave four tokens, or none
     assert config.timm_name is not None
+    if trained_head:
+        _check_trained(config.timm_name, info)
     weights = config.pretrained and torch.get_default_device().type != "meta"  # there, sizes and names are wanted only
     dropout = _timm_dropout(config, positions=timm.models.is_model_in_modules(config.timm_name, _TIMM_WITH_POSITIONS))
     try:
-        return timm.create_model(config.timm_name, pretrained=weights, **dropout, **sizes)
+        with quiet_hub():
+            return timm.create_model(config.timm_name, pretrained=weights, **dropout, **sizes)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"model.timm_name={config.timm_name}: {error}; see timm.list_models('*vit*')") from error
     except OSError as error:
-        first = str(error).splitlines()[0]
+        raise ValueError(out_of_reach(config, "its weights", error)) from error
+
+
+def _check_trained(name: str, info: DataInfo) -> None:
+    """Refuse a teacher whose head timm would replace by a random one."""
+    import timm
+
+    facts = timm.get_pretrained_cfg(name)
+    if facts is not None and facts.num_classes != info.num_labels:
         raise ValueError(
-            f"model.timm_name={config.timm_name}: its weights are neither cached nor reachable ({first}); go online "
-            "once, or set model.pretrained=false for random weights"
-        ) from error
+            f"teacher.source=hub: {name} has a head of {facts.num_classes} classes, data={info.name} has "
+            f"{info.num_labels}; name a model of this data set in teacher.path, or set teacher=finetune"
+        )
 
 
 def _hf_dropout(config: ModelConfig) -> dict[str, Any]:
@@ -200,7 +242,8 @@ def _check_depths(config: ModelConfig, model: nn.Module) -> None:
         )
 
 
-def _source(config: ModelConfig) -> str:
+def source_of(config: ModelConfig) -> str:
+    """Return the folder or the hub name of a Hugging Face model; raise ValueError for a package that is missing."""
     if config.package is not None:
         spec = importlib.util.find_spec(config.package)
         if spec is None or not spec.submodule_search_locations:

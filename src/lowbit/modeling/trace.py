@@ -47,7 +47,9 @@ FIELDS = LAYER_FIELDS | {"embeddings"}
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward pass: logits (BC; BSL for spans), and what was asked for of the embeddings (BLE) and of each layer.
+    """One forward pass: its logits, and what was asked for of the embeddings (BLE) and of each layer.
+
+    Logits are BC; BSL for spans; BLC for tags of words, of which losses see those of the words only (`at_tokens`).
 
     `key_mask` is True at real tokens, BL; None if nothing is padded.
     """
@@ -56,6 +58,10 @@ class Trace:
     layers: tuple[LayerTrace, ...] = ()
     embeddings: Tensor | None = None
     key_mask: Tensor | None = None
+
+    def at_tokens(self, chosen_BL: Tensor) -> Trace:
+        """Return the trace with the logits of some tokens only, one below the other: BC, with B counting tokens."""
+        return replace(self, logits=self.logits[chosen_BL])
 
     def select(self, layer_map: Sequence[int] | None, embedding_target: int | None = None) -> Trace:
         """Return the trace with layer i replaced by layer `layer_map[i]`; None keeps all layers in order.

@@ -12,13 +12,17 @@ from torch import nn
 from torchmetrics import Metric, MetricCollection
 
 from lowbit.config.budget import stage_steps
+from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.problems import ConfigError
-from lowbit.config.schema import Config, DataKind, Precision, TokenizerKind
-from lowbit.data import DataInfo, StepDataModule, build_datamodule, build_metric
+from lowbit.config.schema import Config, DataKind, ModelConfig, Precision, TeacherSource, TokenizerKind
+from lowbit.config.teacher import teacher_model
+from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric
 from lowbit.data.label_manifest import described
 from lowbit.data.stored_crops import fitting_manifest
+from lowbit.data.tokens import tokenizer_state
 from lowbit.modeling import Instrument, Rule, prepare
 from lowbit.modeling.build import build_model, build_tokenizer
+from lowbit.modeling.inputs import image_input
 
 _WITHOUT_FILES = (DataKind.digits, DataKind.agreement)
 
@@ -37,13 +41,35 @@ def config_errors() -> Iterator[None]:
 
 
 def make_datamodule(config: Config, seed: int) -> StepDataModule:
-    """Build the data module, with the model's tokenizer where the data set asks for it."""
+    """Build the data module, with the model's tokenizer or its image size where the data set asks for it."""
     with config_errors():
-        if config.data.tokenizer is not TokenizerKind.model:
-            return build_datamodule(config.data, seed)
-        return build_datamodule(
-            config.data, seed, build_tokenizer(config.model), cache=Path(config.paths.outputs) / "cache"
+        tokenizer = build_tokenizer(config.model) if config.data.tokenizer is TokenizerKind.model else None
+        image = _image_input(config) if config.data.kind in IMAGE_FILES else None
+        return build_datamodule(config.data, seed, tokenizer, Path(config.paths.outputs) / "cache", image)
+
+
+def _image_input(config: Config) -> ImageInput | None:
+    """Return the input of a pretrained model; a random one takes that of its teacher, whose pixels it shares.
+
+    Raises:
+        ValueError: student and teacher want different pixels, and a stage shows both the same ones.
+    """
+    own, supervisor = image_input(config.model), teacher_model(config)
+    teacher = own if supervisor == config.model else image_input(supervisor)
+    shared = [name for name, stage in config.method.stages.items() if stage.teacher]
+    if own is not None and shared and _pixels(own) != _pixels(teacher):
+        raise ValueError(
+            f"model={config.model.name} takes {_pixels(own)}, teacher.model={supervisor.name} {_pixels(teacher)}, and "
+            "a batch is for both. Choose models of one input, or store the teacher's answers (`lowbit softlabels`, "
+            f"data.soft_labels) and set method.stages.{shared[0]}.teacher=false"
         )
+    return own or teacher
+
+
+def _pixels(image: ImageInput | None) -> str:
+    return (
+        "pixels as the data has them" if image is None else f"{image.size} pixels (mean {image.mean}, std {image.std})"
+    )
 
 
 def check_data(config: Config) -> None:
@@ -67,7 +93,8 @@ def make_teacher_datamodule(config: Config) -> StepDataModule:
     the teacher.
     """
     own = replace(config.data, soft_labels=None, train_file=None)
-    return make_datamodule(replace(config, data=own), config.teacher.seed)
+    teacher = replace(config.teacher, model=None)
+    return make_datamodule(replace(config, data=own, model=teacher_model(config), teacher=teacher), config.teacher.seed)
 
 
 def check_soft_labels(config: Config, *, checksums: bool) -> str | None:
@@ -96,9 +123,33 @@ def make_metric(data: StepDataModule) -> tuple[str, Metric | MetricCollection]:
 
 
 def make_model(config: Config, info: DataInfo, seed: int) -> nn.Module:
-    """Build the model in the run's dtype, so that weights loaded into it are not rounded."""
+    """Build the student's model in the run's dtype, so that weights loaded into it are not rounded."""
     with config_errors():
-        model = build_model(config.model, info, seed)
+        return _in_precision(build_model(config.model, info, seed), config)
+
+
+def make_teacher_model(config: Config, info: DataInfo) -> nn.Module:
+    """Build the teacher's model; only weights of `source: hub` are those of a teacher yet.
+
+    Raises:
+        ConfigError: on the hub there is no such model, or it is not fine-tuned on these labels.
+    """
+    settings, trained = teacher_model(config), config.teacher.source is TeacherSource.hub
+    with config_errors():
+        if config.teacher.model is not None and config.data.tokenizer is TokenizerKind.model:
+            _same_tokenizer(config.model, settings)
+        return _in_precision(build_model(settings, info, config.teacher.seed, trained_head=trained), config)
+
+
+def _same_tokenizer(student: ModelConfig, teacher: ModelConfig) -> None:
+    if tokenizer_state(build_tokenizer(student)) != tokenizer_state(build_tokenizer(teacher)):
+        raise ValueError(
+            f"teacher.model={teacher.name} has another tokenizer than model={student.name}: both read the same token "
+            "ids. Choose two models of one vocabulary, for example bert_base and tinybert_4l"
+        )
+
+
+def _in_precision(model: nn.Module, config: Config) -> nn.Module:
     return model.to(torch.float64 if config.trainer.precision is Precision.float64 else torch.float32)
 
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 from torch import nn
 
-from lowbit.config.schema import BudgetConfig, Config, TeacherSource
+from lowbit.config import identity
+from lowbit.config.schema import BudgetConfig, Config, TeacherSource, TokenizerKind
+from lowbit.config.teacher import teacher_model
 from lowbit.data import StepDataModule
 from lowbit.modeling import Instrument, prepare
+from lowbit.modeling.build import build_tokenizer
+from lowbit.modeling.descriptions import check_described, save_description
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_teacher_stage
 from lowbit.results import read_json, write_json
-from lowbit.training.loggers import MetricsFile
+from lowbit.training.loggers import build_loggers
 from lowbit.training.modules import FinetuneModule
-from lowbit.training.setup import config_errors, make_metric, make_model
-from lowbit.training.stage_runner import WEIGHTS, finished_stage, fit_stage, load_weights, test
+from lowbit.training.ranks import is_leader, led
+from lowbit.training.setup import config_errors, make_metric, make_teacher_model
+from lowbit.training.stage_runner import WEIGHTS, StageRecord, finished_stage, fit_stage, load_weights, test
+from lowbit.training.wandb_run import Tracked, finish_wandb
 
 TEACHER_FILE = "teacher.json"
 
@@ -35,11 +43,11 @@ def obtain_teacher(config: Config, teacher_id: str, data: StepDataModule) -> Tea
     """Return the teacher that the config names, trained now if no run before needed it.
 
     Raises:
-        ValueError: `teacher.path` does not hold weights of this model, or the score is below `teacher.min_score`.
+        ConfigError: `teacher.path` or the hub does not hold a teacher of this model.
+        ValueError: the score is below `teacher.min_score`.
     """
-    found = (
-        _from_path(config, data) if config.teacher.source is TeacherSource.path else _cached(config, teacher_id, data)
-    )
+    obtain = _cached if config.teacher.source is TeacherSource.finetune else _given
+    found = obtain(config, teacher_id, data)
     score, least = found.facts["metrics"].get(data.info.primary_metric), config.teacher.min_score
     if least is not None and score is not None and score < least:
         raise ValueError(
@@ -53,18 +61,18 @@ def _cached(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
     teachers = Path(config.paths.outputs) / "teachers"
     teachers.mkdir(parents=True, exist_ok=True)
     folder = teachers / teacher_id
-    lock = FileLock(teachers / f"{teacher_id}.lock")
-    if lock_is_held(lock):
+    lock = FileLock(teachers / f"{teacher_id}.lock") if is_leader() else None
+    if lock is not None and lock_is_held(lock):
         print(f"teacher {teacher_id}: another process is training it, waiting", flush=True)
-    with lock:
-        if not folder.exists():
+    with nullcontext() if lock is None else lock:
+        if not led(folder.exists):
             print(f"teacher {teacher_id}: training", flush=True)
             partial = teachers / f"{teacher_id}.partial"
             _train(config, teacher_id, data, partial)
-            partial.replace(folder)  # readers see no teacher or a complete one
+            led(lambda: partial.replace(folder))  # readers see no teacher or a complete one
         else:
             print(f"teacher {teacher_id}: cached in {folder}", flush=True)
-    model = make_model(config, data.info, config.teacher.seed)
+    model = make_teacher_model(config, data.info)
     load_weights(model, folder / WEIGHTS)
     return Teacher(model.eval(), read_json(folder / TEACHER_FILE))
 
@@ -80,29 +88,62 @@ def lock_is_held(lock: FileLock) -> bool:
 
 
 def _train(config: Config, teacher_id: str, data: StepDataModule, folder: Path) -> None:
-    instrument = prepare(make_model(config, data.info, config.teacher.seed))
+    instrument = prepare(make_teacher_model(config, data.info))
     module = _module(config, instrument, data)
-    record = finished_stage(folder)
+    record = led(lambda: finished_stage(folder))
     if record is None:
-        record = fit_stage(module, data, config.trainer, folder, [MetricsFile(folder)])
+        record = _fit(config, teacher_id, module, data, folder)
     else:
         load_weights(instrument.model, folder / WEIGHTS)
     metrics = {**record.metrics, **test(module, data, config.trainer)}
     facts = _facts(teacher_id, metrics, instrument, record.steps, record.seconds)
+    model = instrument.restore()
+    led(lambda: _describe(config, model, facts, folder))
+
+
+def _describe(config: Config, model: nn.Module, facts: dict[str, Any], folder: Path) -> None:
+    """Write what a folder with weights needs to be a teacher."""
     write_json(folder / TEACHER_FILE, facts)
+    save_description(model, folder)
+    if config.data.tokenizer is TokenizerKind.model:
+        build_tokenizer(teacher_model(config)).save_pretrained(folder)
 
 
-def _from_path(config: Config, data: StepDataModule) -> Teacher:
-    assert config.teacher.path is not None
-    folder = Path(config.teacher.path).expanduser()
-    instrument = prepare(make_model(config, data.info, config.teacher.seed))
-    with config_errors():
-        load_weights(instrument.model, folder / WEIGHTS)
-    facts = read_json(folder / TEACHER_FILE)
+def _fit(config: Config, teacher_id: str, module: FinetuneModule, data: StepDataModule, folder: Path) -> StageRecord:
+    folder.mkdir(exist_ok=True)
+    plain = identity.resolved(OmegaConf.structured(config))
+    resolved = {part: plain[part] for part in ("data", "model", "teacher", "trainer")}
+    tracked = Tracked(teacher_id, folder, resolved, [module.stage.name], job_type="teacher")
+    loggers = build_loggers(config, tracked) if is_leader() else []
+    failed = True
+    try:
+        record = fit_stage(module, data, config.trainer, folder, loggers)
+        failed = False
+        return record
+    finally:
+        finish_wandb(failed=failed)  # before the folder gets its name, and the student its own run
+
+
+def _given(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
+    """Return a teacher of a folder or the hub, scored on this data set once."""
+    model = make_teacher_model(config, data.info)
+    if config.teacher.source is TeacherSource.path:
+        assert config.teacher.path is not None
+        folder = Path(config.teacher.path).expanduser()
+        with config_errors():
+            check_described(folder, data.info)
+            load_weights(model, folder / WEIGHTS)
+    scores = Path(config.paths.outputs) / "teachers" / f"{teacher_id}.json"
+    facts = led(lambda: read_json(scores))
     if facts is None:
+        print(f"teacher {teacher_id}: scoring", flush=True)
+        instrument = prepare(model)
         metrics = test(_module(config, instrument, data), data, config.trainer)
-        facts = _facts(str(folder), metrics, instrument, 0, 0.0)
-    return Teacher(instrument.restore().eval(), facts)
+        facts = _facts(teacher_id, metrics, instrument, 0, 0.0)
+        written = facts
+        led(lambda: write_json(scores, written))
+        model = instrument.restore()
+    return Teacher(model.eval(), facts)
 
 
 def _facts(
@@ -114,7 +155,7 @@ def _facts(
 
 def _module(config: Config, instrument: Instrument, data: StepDataModule) -> FinetuneModule:
     settings = config.teacher
-    if settings.source is TeacherSource.path:  # evaluated only, hence no budget
+    if settings.source is not TeacherSource.finetune:  # evaluated only, hence no budget
         settings = replace(settings, budget=BudgetConfig(steps=1))
     stage = build_teacher_stage(settings, data.steps_per_epoch)
     return FinetuneModule(instrument, stage, make_metric(data), config.teacher.seed)

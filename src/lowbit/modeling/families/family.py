@@ -48,7 +48,7 @@ class Family:
 
     Attributes:
         name: begins with `hf` for models of transformers, which take their inputs by name.
-        class_names: of the classifiers and span extractors of the family.
+        class_names: of the classifiers, span extractors and taggers of the family.
         layers: path of the list of layers; `layers.*.blocks` for one list in each child of `layers`, the stages.
         names: inside a layer.
         model_roles: modules outside the layers by role, as names or patterns of names.
@@ -111,7 +111,7 @@ class Family:
         return found
 
     def call(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Run the model on the batch's inputs and return its logits, BC; BSL (start, end) where it looks for a span."""
+        """Run the model on the batch and return its logits: BC, BSL (start, end) of a span, BLC where it tags words."""
         inputs = {name: batch[name] for name in self.inputs if name in batch}
         if not self.name.startswith("hf"):
             return model(*inputs.values())  # type: ignore[no-any-return]

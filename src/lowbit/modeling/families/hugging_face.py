@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, XLM-R and ViT of transformers, with heads for classes or spans: module names, attention function."""
+"""BERT, RoBERTa, XLM-R and ViT of transformers, with heads for classes, spans or tags: names, attention function."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ _BERT_LAYER = LayerNames(
 )
 HF_BERT = Family(
     name="hf_bert",
-    class_names=("BertForSequenceClassification", "BertForQuestionAnswering"),
+    class_names=("BertForSequenceClassification", "BertForQuestionAnswering", "BertForTokenClassification"),
     layers="bert.encoder.layer",
     names=_BERT_LAYER,
     model_roles={
@@ -87,6 +87,8 @@ HF_ROBERTA = Family(
         "XLMRobertaForSequenceClassification",
         "RobertaForQuestionAnswering",
         "XLMRobertaForQuestionAnswering",
+        "RobertaForTokenClassification",
+        "XLMRobertaForTokenClassification",
     ),
     layers="roberta.encoder.layer",
     names=_BERT_LAYER,
@@ -95,7 +97,7 @@ HF_ROBERTA = Family(
         "position_embedding": ("roberta.embeddings.position_embeddings",),
         "token_type_embedding": ("roberta.embeddings.token_type_embeddings",),
         "pooler": ("classifier.dense",),  # the head's tanh layer on the first token does what BERT's pooler does
-        "classifier": ("classifier.out_proj", "qa_outputs"),
+        "classifier": ("classifier.out_proj", "classifier", "qa_outputs"),  # a linear layer, where words are tagged
     },
     inputs=("input_ids", "attention_mask"),  # one token type only: ids of BERT's second segment are out of range
     fused_qkv=False,

@@ -1,0 +1,76 @@
+"""Which model teaches, and what does not go together with it (imports no torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lowbit.config import schema as S
+from lowbit.config.budget import total_steps
+
+_LOADED = (S.ModelKind.hf, S.ModelKind.timm)
+# Losses that look at logits only, or at no teacher at all: two architectures need not agree on anything else.
+_ANY_ARCHITECTURE = (S.LossKind.logits, S.LossKind.task, S.LossKind.soft_labels, S.LossKind.obr)
+_FROM_TEACHER = (S.StudentInit.teacher, S.StudentInit.narrow)
+
+
+def teacher_model(config: S.Config) -> S.ModelConfig:
+    """Return the config of the teacher's architecture; with `source: hub`, of the weights on the hub too."""
+    teacher = config.teacher
+    model = config.model if teacher.model is None else teacher.model
+    if teacher.source is not S.TeacherSource.hub:
+        return model
+    if teacher.path is None:
+        return replace(model, pretrained=True)
+    if model.kind is S.ModelKind.timm:
+        return replace(model, pretrained=True, timm_name=teacher.path)
+    return replace(model, package=None, path=teacher.path, revision=teacher.revision)
+
+
+def teacher_problems(config: S.Config) -> Iterator[str]:
+    """Yield what is wrong with the teacher's source, and with losses that another architecture cannot serve."""
+    yield from _source(config)
+    if config.teacher.model is None:
+        return
+    name = config.teacher.model.name
+    for stage_name, stage in config.method.stages.items():
+        where = f"method.stages.{stage_name}"
+        if stage.student in _FROM_TEACHER:
+            yield (
+                f"{where}.student={stage.student.name}: the teacher is a {name}, the student a {config.model.name}; "
+                f"set {where}.student=fresh, or teacher.model=null"
+            )
+        if not (stage.teacher and stage.supervisor == "teacher"):
+            continue
+        if stage.intervention is not None:
+            yield f"{where}.intervention: needs a teacher of the student's architecture; set teacher.model=null"
+        for key, loss in (stage.losses or config.method.losses).items():
+            if loss.is_on and loss.kind not in _ANY_ARCHITECTURE:
+                yield (
+                    f"{where}, loss {key}: kind {loss.kind.name} needs a teacher of the student's architecture; with "
+                    f"teacher.model={name} allowed are {', '.join(kind.name for kind in _ANY_ARCHITECTURE)}"
+                )
+
+
+def _source(config: S.Config) -> Iterator[str]:
+    teacher = config.teacher
+    match teacher.source:
+        case S.TeacherSource.finetune:
+            if total_steps(teacher.budget, steps_per_epoch=1) is None:
+                yield "teacher.budget: no total; set teacher.budget.steps=N or teacher.budget.epochs=N"
+        case S.TeacherSource.path:
+            if teacher.path is None:
+                yield "teacher.path: no value; set the folder that holds the teacher's model.safetensors"
+            elif not (Path(teacher.path).expanduser() / "model.safetensors").is_file():
+                yield f"teacher.path={teacher.path}: no model.safetensors in this folder"
+        case S.TeacherSource.hub:
+            model = teacher_model(config)
+            if model.kind not in _LOADED:
+                yield f"teacher.source=hub: model={model.name} is not on the hub; use a model of kind hf or timm"
+            elif model.package is not None:
+                yield f"teacher.path: no value, and model={model.name} is not fine-tuned; set the name of one that is"
+    if teacher.path is not None and teacher.source is S.TeacherSource.finetune:
+        yield f"teacher.path={teacher.path}: has no effect on teacher.source=finetune; choose teacher=path or hub"
+    if teacher.revision is not None and (teacher.source is not S.TeacherSource.hub or teacher.path is None):
+        yield f"teacher.revision={teacher.revision}: is of teacher.path under teacher.source=hub; set it to null"

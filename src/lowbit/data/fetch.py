@@ -1,0 +1,70 @@
+"""Fetch a data set once, so that runs need no network: into the cache of `datasets`, or into `data.dir`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lowbit.config.glue_files import description
+from lowbit.config.image_files import find_images
+from lowbit.config.schema import DataConfig, DataKind, DataSource, OnBadRow
+from lowbit.config.xglue_files import evaluated_languages, train_language, xglue_description
+from lowbit.data.glue_rows import read_rows
+from lowbit.data.squad_rows import read_questions
+from lowbit.data.xglue_rows import read_sentences, read_texts
+
+_CIFAR = {DataKind.cifar10: "CIFAR10", DataKind.cifar100: "CIFAR100"}
+
+
+def fetch_data(config: DataConfig) -> Iterator[str]:
+    """Fetch every part of a data set and yield a line for each, and at last what to set for a run.
+
+    Raises:
+        ValueError: out of reach, or nothing that can be fetched.
+    """
+    if config.kind in (DataKind.digits, DataKind.agreement):
+        yield f"data={config.name}: needs no files"
+    elif config.kind in _CIFAR:
+        yield from _cifar(config)
+    elif config.kind is DataKind.image_folder:
+        found = find_images(config)  # says which files to put where
+        yield f"data={config.name}: is not fetched; its files are there: {config.dir}: {found}"
+    else:
+        yield from _text(replace(config, source=DataSource.hub, dir=None, train_file=None, on_bad_row=OnBadRow.skip))
+
+
+def _text(config: DataConfig) -> Iterator[str]:
+    if config.kind is DataKind.glue:
+        for split in description(config).splits:
+            yield f"data={config.name}: {split.split}, {len(read_rows(config, split))} rows"
+    elif config.kind is DataKind.squad:
+        for part in ("train", "dev"):
+            yield f"data={config.name}: {part}, {len(read_questions(config, part))} questions"
+    else:
+        read = read_sentences if xglue_description(config).tags else read_texts
+        yield f"data={config.name}: train, {len(read(config, 'train', train_language(config)))} rows"
+        for language in evaluated_languages(config):
+            yield f"data={config.name}: dev {language}, {len(read(config, 'dev', language))} rows"
+    yield f"data={config.name}: cached by `datasets`; train with data={config.name} data.source=hub"
+
+
+def _cifar(config: DataConfig) -> Iterator[str]:
+    import torchvision.datasets
+
+    if config.dir is None:
+        raise ValueError(f"data.dir: no value; name the folder for the files, for example data.dir=data/{config.name}")
+    root = Path(config.dir).expanduser()
+    try:
+        getattr(torchvision.datasets, _CIFAR[config.kind])(root, download=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"data={config.name}: cannot be fetched ({error}). {_put(config)}") from error
+    yield f"data={config.name}: in {root}; train with data={config.name} data.dir={config.dir}"
+
+
+def _put(config: DataConfig) -> str:
+    try:
+        find_images(config)
+    except ValueError as error:
+        return str(error)
+    return "Its files are there already"

@@ -1,0 +1,167 @@
+"""Teachers that plain transformers loads, and teachers that come from it: of the hub, of folders, of other sizes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import TINY_TI
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
+
+from lowbit.config import identity
+from lowbit.config.problems import ConfigError
+from lowbit.config.validate import load
+from lowbit.results import read_run
+from lowbit.training.run import train
+from lowbit.training.setup import make_datamodule
+from lowbit.training.teacher import obtain_teacher
+
+Overrides = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def mrpc(tiny_bert: Path, glue: Path, shared: Path) -> Overrides:
+    """Return a function: more overrides -> those of a run of two steps on MRPC."""
+    steps = [f"{budget}={{steps: 2, epochs: null}}" for budget in ("budget", "teacher.budget")]
+    quiet = ["logger=none", "trainer.progress=false", "trainer.threads=1", f"paths.outputs={shared}"]
+    model = ["model=hf", f"model.path={tiny_bert}", "data=mrpc", f"data.dir={glue}", "data.batch_size=4"]
+    return lambda *more: [*model, *steps, *quiet, "method=kd_qat", "quantizer=w2a8", *more]
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(mrpc: Overrides, shared: Path) -> Path:
+    """Folder of a teacher that lowbit fine-tuned."""
+    cfg, config = load(mrpc())
+    obtain_teacher(config, identity.teacher_id(cfg), make_datamodule(config, 1))
+    return shared / "teachers" / identity.teacher_id(cfg)
+
+
+def test_plain_transformers_load_a_teacher_and_give_its_logits(teacher_folder: Path, mrpc: Overrides, tmp_path: Path):
+    cfg, config = load(mrpc())
+    data = make_datamodule(config, 1)
+    teacher = obtain_teacher(config, identity.teacher_id(cfg), data).model
+    batch = next(iter(data.val_dataloader()))
+    labels = batch.pop("labels")
+    teacher.save_pretrained(tmp_path)
+    wanted = teacher(**batch).logits
+    assert len(labels) == len(wanted)
+    for folder in (teacher_folder, tmp_path):
+        plain = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert torch.equal(plain.eval()(**batch).logits, wanted)
+        assert plain.config.id2label == {0: "not_equivalent", 1: "equivalent"}
+    assert AutoTokenizer.from_pretrained(teacher_folder)("The company").input_ids[0] == 2  # [CLS]
+
+
+@pytest.mark.parametrize("source", ["hub", "path"])
+def test_a_given_teacher_is_scored_once_and_teaches(
+    source: str, teacher_folder: Path, mrpc: Overrides, capsys: pytest.CaptureFixture[str]
+):
+    overrides = mrpc(f"teacher={source}", f"teacher.path={teacher_folder}")
+    cfg, config = load(overrides)
+    train(cfg, config)
+    assert "scoring" in capsys.readouterr().out
+    run = read_run(identity.run_folder(cfg, config))
+    facts = obtain_teacher(*_finetuned(mrpc)).facts
+    assert run["teacher"]["metrics"] == facts["metrics"]
+    assert str(teacher_folder) not in str(run["teacher"]), "a path of one machine is no name"
+    train(*load([*overrides, "seed=2"]))
+    assert "scoring" not in capsys.readouterr().out
+
+
+def _finetuned(mrpc: Overrides) -> tuple[Any, str, Any]:
+    cfg, config = load(mrpc())
+    return config, identity.teacher_id(cfg), make_datamodule(config, 1)
+
+
+def test_a_hub_model_without_a_trained_head_is_no_teacher(tiny_bert: Path, mrpc: Overrides):
+    with pytest.raises(ConfigError, match=r"has no trained head \(.*\): a teacher must be fine-tuned on data=mrpc"):
+        train(*load(mrpc("teacher=hub", f"teacher.path={tiny_bert}")))
+
+
+@pytest.mark.parametrize("source", ["hub", "path"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("mnli", r"(3 labels of data=mnli|has 2 labels, data=mnli has 3)"),
+        ("qnli", r"not_equivalent, equivalent, data=qnli has entailment, not_entailment, in this order"),
+    ],
+)
+def test_a_teacher_of_other_labels_is_refused_with_both(
+    source: str, data: str, message: str, teacher_folder: Path, mrpc: Overrides
+):
+    with pytest.raises(ConfigError, match=message):
+        train(*load(mrpc(f"teacher={source}", f"teacher.path={teacher_folder}", f"data={data}")))
+
+
+@pytest.mark.parametrize(("theirs", "refused"), [(["equivalent", "not equivalent"], True), (["LABEL_0", "1"], False)])
+def test_the_order_of_labels_counts_and_numbers_are_no_names(
+    theirs: list[str], refused: bool, teacher_folder: Path, mrpc: Overrides, tmp_path: Path
+):
+    model = AutoModelForSequenceClassification.from_pretrained(teacher_folder)
+    model.config.id2label = dict(enumerate(theirs))
+    model.save_pretrained(tmp_path)
+    cfg, config = load(mrpc("teacher=path", f"teacher.path={tmp_path}", f"paths.outputs={tmp_path}"))
+    data = make_datamodule(config, 1)
+    if refused:
+        with pytest.raises(ConfigError, match="labels equivalent, not equivalent, data=mrpc has not_equivalent, equiv"):
+            obtain_teacher(config, identity.teacher_id(cfg), data)
+    else:
+        assert obtain_teacher(config, identity.teacher_id(cfg), data).facts["id"] == identity.teacher_id(cfg)
+
+
+def test_a_student_may_be_smaller_than_its_teacher_under_logits(shared: Path):
+    plain = [override for override in TINY_TI if not override.startswith("method")]
+    run = [*plain, "method=qat_logits", "method.stages.qat.student=fresh", "model.num_layers=1"]
+    other = ["+model@teacher.model=bert_micro", "teacher.model.hidden_size=8", "teacher.model.num_layers=2"]
+    heads = [
+        "teacher.model.num_heads=2",
+        "teacher.model.intermediate_size=16",
+        f"paths.outputs={shared}",
+        "trainer.threads=1",
+    ]
+    cfg, config = load([*run, *other, *heads])
+    train(cfg, config)
+    result = read_run(identity.run_folder(cfg, config))
+    same = load([*run, f"paths.outputs={shared}"])[0]
+    assert identity.teacher_id(cfg) != identity.teacher_id(same)
+    assert result["teacher"]["size"]["float_bytes"] < result["size"]["float_bytes"], "8 wide, not 16, and 16, not 32"
+
+
+def test_what_needs_one_architecture_is_refused_with_another(shared: Path):
+    with pytest.raises(ConfigError) as caught:
+        load([*TINY_TI, "+model@teacher.model=bert_micro"])
+    text = str(caught.value)
+    assert "method.stages.intervene.student=teacher: the teacher is a bert_micro" in text
+    assert "method.stages.intervene.intervention: needs a teacher of the student's architecture" in text
+    assert "kind hidden needs a teacher of the student's architecture" in text
+
+
+def test_two_tokenizers_are_refused(teacher_folder: Path, mrpc: Overrides, tmp_path: Path):
+    BertModel.from_pretrained(teacher_folder).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    tokenizer.add_tokens(["another"])
+    tokenizer.save_pretrained(tmp_path)
+    fresh = ["method=qat_logits", "method.stages.qat.student=fresh", "+model@teacher.model=hf"]
+    with pytest.raises(ConfigError, match=r"teacher\.model=hf has another tokenizer than model=hf"):
+        train(*load(mrpc(*fresh, f"teacher.model.path={tmp_path}")))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["teacher=hub"], "teacher.source=hub: model=bert_micro is not on the hub; use a model of kind hf or timm"),
+        (["teacher.path=some/name"], "teacher.path=some/name: has no effect on teacher.source=finetune"),
+        (["teacher.revision=abc"], "teacher.revision=abc: is of teacher.path under teacher.source=hub"),
+        (["model.revision=abc"], "model.revision=abc: is of model.path on the hub; set it to null"),
+    ],
+)
+def test_sources_that_make_no_sense_are_refused(overrides: list[str], message: str):
+    with pytest.raises(ConfigError) as caught:
+        load([*TINY_TI, *overrides])
+    assert message in str(caught.value)
