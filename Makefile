@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: setup  ## train a teacher and four low-bit students on real data, print the table
-	@echo "== demo: one teacher and four ternary students on handwritten digits (lowbit sweep demo)"
-	@WANDB_MODE=offline $(BIN)/lowbit sweep demo
+	@echo "== demo: one teacher and four ternary students on handwritten digits (lowbit sweep demo --jobs 2)"
+	@WANDB_MODE=offline $(BIN)/lowbit sweep demo --jobs 2
 	@$(BIN)/lowbit table demo
 
 test: setup  ## fast tests: offline, CPU

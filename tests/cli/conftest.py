@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,19 @@ def tiny() -> list[str]:
     return list(TINY)
 
 
+@cache
+def stage_steps(choices: tuple[str, ...]) -> dict[str, int | None]:
+    """Return the stages of a method, which nothing but the choice of experiment and method decides."""
+    return {name: stage.steps for name, stage in C.to_config(C.compose([*choices])).method.stages.items()}
+
+
 @pytest.fixture(scope="session")
 def few_steps() -> Callable[[list[str]], list[str]]:
     """Return a function: the overrides, and those that give each stage of their method two or three steps."""
 
     def shortened(overrides: list[str]) -> list[str]:
-        stages = C.to_config(C.compose([*overrides, *TINY])).method.stages
-        fixed = [f"method.stages.{name}.steps=3" for name, stage in stages.items() if stage.steps]
+        stages = stage_steps(tuple(o for o in overrides if o.startswith(("experiment=", "method"))))
+        fixed = [f"method.stages.{name}.steps=3" for name, steps in stages.items() if steps]
         return [*overrides, *TINY, *fixed, f"budget.steps={4 * len(stages)}"]
 
     return shortened

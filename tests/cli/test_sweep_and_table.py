@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,39 +12,46 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lowbit.cli import main
 from lowbit.config import compose as C
+from lowbit.config.problems import ConfigError
 
 Verb = Callable[..., int]
 
 
 @pytest.fixture
 def verb(tiny: list[str], outputs: Path) -> Verb:
-    """Return a function that runs a verb with the tiny overrides."""
+    """Return a function that runs a verb with the tiny overrides, in this process."""
 
     def run(name: str, *words: str, steps: int = 62) -> int:
-        return main([name, *words, *tiny, f"budget.steps={steps}", f"paths.outputs={outputs}"])
+        launcher = ["--launcher", "basic"] if name == "sweep" or "-m" in words else []
+        return main([name, *words, *launcher, *tiny, f"budget.steps={steps}", f"paths.outputs={outputs}"])
 
     return run
 
 
-def test_sweep_runs_and_its_table_finds_the_runs(verb, outputs, runs_in, capsys):
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [(("method=ternarybert,kd_qat",), 3), pytest.param((), 62, marks=pytest.mark.slow, id="all")],
+)
+def test_sweep_runs_and_its_table_finds_the_runs(words, steps, verb, outputs, runs_in, capsys):
     """What other sweeps are made of is composed in tests/config, and trained in test_run_everything."""
     name = "demo"
-    jobs = len(C.expand(C.sweep_overrides(name, [])))
-    assert verb("sweep", name) == 0
+    jobs = len(C.expand(C.sweep_overrides(name, [*words])))
+    before = runs_in(outputs)
+    assert verb("sweep", name, *words, steps=steps) == 0
     assert "FAILED" not in capsys.readouterr().err
-    runs = [run for run in runs_in(outputs).values() if run["sweep"] == name]
+    runs = [run for id_, run in runs_in(outputs).items() if id_ not in before]
     assert len(runs) == jobs
+    assert {run["sweep"] for run in runs} == {name}
 
-    assert verb("table", name, "--format", "csv") == 0
+    assert verb("table", name, *words, "--format", "csv", steps=steps) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert {row["status"] for row in rows} == {"done"}
     assert len(rows) == jobs + len({run["teacher"]["id"] for run in runs})
 
-    assert verb("sweep", name) == 0
+    assert verb("sweep", name, *words, steps=steps) == 0
     out = capsys.readouterr().out
-    assert out.count("finished before") == jobs
-    assert " steps\n" not in out
-    assert len(runs_in(outputs)) == jobs
+    assert out == f"{jobs} jobs: {jobs} done\n{jobs} jobs: {jobs} done\n"
+    assert len(runs_in(outputs)) == len(before) + jobs
 
 
 @pytest.mark.parametrize(
@@ -116,18 +124,92 @@ def test_failing_job_does_not_stop_the_others(verb, outputs, runs_in, capsys):
     (finished,) = new
     assert finished["config"]["quantizer"]["rules"][0]["match"] == ["query"]
     err = capsys.readouterr().err
-    head, summary = err.split("1 of 2 jobs failed; the same command again retries them:")
-    assert "FAILED digits/ternarybert/" in head
-    assert "no.such.layer" in summary
-    assert "digits/ternarybert/" in summary
-    assert "Traceback" not in err
+    head, label, reason, command, log = err.splitlines()
+    assert head == "1 of 2 jobs failed; the same command again retries them:"
+    assert "no.such.layer" in label
+    assert "no.such.layer" in reason
+    assert main(["check", *shlex.split(command)[2:]]) == 2
+    assert "no.such.layer" in Path(log.split("log: ")[1]).read_text()
 
 
-def test_invalid_job_stops_all_before_the_first(verb, outputs, runs_in, capsys):
+def test_invalid_job_does_not_stop_the_others(verb, outputs, runs_in, capsys):
+    """A bad override of one job: the others finish, and the list names it with its command and log."""
     before = runs_in(outputs)
-    assert verb("train", "-m", "method=finetune", "seed=50,-1") == 2
-    assert "seed=-1" in capsys.readouterr().err
+    assert verb("train", "-m", "method=finetune,nonsense", "seed=50", steps=2) == 1
+    new = [run for id_, run in runs_in(outputs).items() if id_ not in before]
+    assert [run["config"]["method"]["name"] for run in new] == ["finetune"]
+    err = capsys.readouterr().err
+    head, label, reason, command, log = err.splitlines()
+    assert head == "1 of 2 jobs failed; the same command again retries them:"
+    assert label == "  - method=nonsense"
+    assert "no such choice" in reason
+    assert command.startswith("    lowbit train method=nonsense seed=50 ")
+    assert "no such choice" in Path(log.split("log: ")[1]).read_text()
+
+
+def test_nothing_runs_if_no_job_is_valid(verb, outputs, runs_in, capsys):
+    before = runs_in(outputs)
+    assert verb("train", "-m", "method=finetune", "seed=-1,-2") == 2
+    err = capsys.readouterr().err
+    assert "seed=-1" in err
+    assert "seed=-2" in err
     assert runs_in(outputs) == before
+
+
+def test_dry_run_lists_states_and_starts_nothing(verb, outputs, runs_in, capsys):
+    before = runs_in(outputs)
+    assert verb("train", "-m", "method=finetune", "seed=1,77,-1", "--dry-run", steps=2) == 0
+    done, missing, failed, total = capsys.readouterr().out.splitlines()
+    assert done.split()[0] == "done"
+    assert done.split()[2] == "seed=1"
+    assert missing.split()[0] == "missing"
+    assert failed.endswith("seed=-1  (config is not valid)")
+    assert total.startswith("3 jobs: 1 done, 1 failed, 1 missing; about ")
+    assert runs_in(outputs) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "seed=1", "--jobs", "2"], "add -m"),
+        (["sweep", "demo", "--jobs", "0"], "--jobs 0"),
+        (["sweep", "demo", "--launcher", "basic", "--jobs", "2"], "one job at a time"),
+        (["sweep", "demo", "--slurm", "partition=gpu"], "--launcher submitit"),
+        (["sweep", "demo", "--launcher", "submitit", "--slurm", "gpu"], "--slurm gpu: give KEY=VALUE"),
+        (["sweep", "demo", "hydra/launcher=joblib", "--dry-run"], "leave out --jobs"),
+        (["sweep", "search_digits"], "lowbit search"),
+        (["search", "demo", "--trials", "0"], "--trials 0"),
+        (["search", "demo", "method=ti_g", "--trials", "2"], "no override varies"),
+    ],
+)
+def test_options_that_do_not_fit(words, told, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_launcher_without_a_process_per_job_refuses_several_devices(monkeypatch):
+    from dataclasses import replace
+
+    from lowbit.cli.launchers import refuse_several_devices
+    from lowbit.execution.jobs import one_job
+
+    one = one_job(["method=ti_g"], "")
+    for launcher in ("basic", "joblib"):
+        refuse_several_devices(launcher, [one])
+        with pytest.raises(ConfigError, match="--launcher processes"):
+            refuse_several_devices(launcher, [one, replace(one, devices=2)])
+    refuse_several_devices("processes", [replace(one, devices=2)])
+    with pytest.raises(ConfigError, match=r"trainer\.num_nodes=2.*torchrun or srun.*lowbit train method=ti_g"):
+        refuse_several_devices("processes", [replace(one, nodes=2)])
+
+
+def test_launchers_of_hydra_still_run_the_jobs(tiny, outputs, runs_in, capsys):
+    words = ["method=finetune", "seed=1,50", "budget.steps=2", f"paths.outputs={outputs}", "hydra/launcher=basic"]
+    assert main(["train", "-m", *tiny, *words]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("run ")] == ["1", "50"]
+    runs = [run for run in runs_in(outputs).values() if run["config"]["method"]["name"] == "finetune"]
+    assert {run["seeds"]["run"] for run in runs} >= {1, 50}
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,12 @@ from lowbit import __version__
 from lowbit.cli import main
 from lowbit.config import compose as C
 from lowbit.config.validate import load
+from lowbit.execution.space import parse_space
 
-VERBS = ("train", "sweep", "table", "check", "ls", "softlabels", "bench")
+VERBS = (
+    *("train", "sweep", "search", "ablate", "table", "report", "sync", "compare"),
+    *("check", "ls", "fetch", "softlabels", "bench"),
+)
 HEAVY = ("torch", "transformers", "lightning", "timm", "sklearn", "pandas", "wandb")
 
 
@@ -78,7 +82,7 @@ def test_help_lists_the_verbs(capsys):
     assert [word for word in first_words if word in VERBS] == list(VERBS)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "bench"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("bench", "compare")])
 def test_example_of_the_help_is_valid(verb, capsys, monkeypatch, tmp_path):
     """The examples are commands that pass the checks (train and sweep: their configs do)."""
     with pytest.raises(SystemExit):
@@ -87,8 +91,14 @@ def test_example_of_the_help_is_valid(verb, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     if verb in ("train", "check"):
         assert main(["check", *words[1:]]) == 0
-    elif verb == "sweep":
-        load(C.expand(C.sweep_overrides(words[1], words[2:]))[0])
+    elif verb == "search":
+        parse_space(C.sweep_overrides(words[1], []))
+    elif verb == "ablate":
+        load([word for word in words[1:] if not word.startswith(("over=", "seed="))])
+    elif verb in ("sweep", "report"):
+        load(C.expand(C.sweep_overrides(words[1], [word for word in words[2:] if "=" in word]))[0])
+    elif verb == "fetch":
+        C.to_config(C.compose(words[1:]))
     elif verb == "softlabels":
         load([word for word in words if "=" in word], labelling=True)
     else:

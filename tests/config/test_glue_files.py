@@ -79,7 +79,7 @@ def test_budgets_count_the_rows_of_the_files(glue: Path):
         (["data.train_size=99"], ["data.train_size=99", "1..6"]),
         (["data.train_file=x.tsv"], ["data.train_file=x.tsv: no such file"]),
         (["data.tokenizer=words"], ["no word list of its own", "data.tokenizer=model"]),
-        (["data.padding=max_length", "data.max_length=null"], ["needs a length", "data.max_length=128"]),
+        (["data.max_length=null"], ["data.max_length=null: a text of more tokens than the model"]),
         (["data.max_length=2"], ["data.max_length=2: leaves no token for the text", "3 or more"]),
         (["data.max_length=-1"], ["data.max_length=-1"]),
         (["data=rte", "data.max_length=5"], ["data.max_length=5: leaves no token", "6 or more"]),

@@ -16,10 +16,10 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["train", "seed=[1"], ["'seed=[1'", "not a valid override", "quote the value"]),
     (["train", "seed"], ["'seed'", "KEY=VALUE"]),
     (["train", "seed=range(1,4)"], ["3 jobs in one command", "-m"]),
-    (["train", "-m", "seed=abc,2"], ["seed=abc", "Integer"]),
+    (["train", "-m", "seed=abc", "budget.steps=4,5"], ["seed=abc", "Integer"]),
     (["table", "demo", "seed=["], ["'seed=['", "not a valid override"]),
-    (["sweep", "dem"], ["sweep 'dem'", "Did you mean 'demo'?", "Sweeps: demo"]),
-    (["table", "nothing"], ["sweep 'nothing'", "Sweeps: demo"]),
+    (["sweep", "dem"], ["sweep 'dem'", "Did you mean 'demo'?", "Sweeps: ablation_ti_digits"]),
+    (["table", "nothing"], ["sweep 'nothing'", "Sweeps: ablation_ti_digits"]),
     (["ls", "metod"], ["metod: no such group", "Did you mean 'method'?", "quantizer"]),
 ]
 REFUSED_BY_ARGPARSE: list[tuple[list[str], list[str]]] = [
@@ -28,7 +28,7 @@ REFUSED_BY_ARGPARSE: list[tuple[list[str], list[str]]] = [
     (["sweep"], ["required: name"]),
     (["ls", "method", "model"], ["unrecognized arguments: model"]),
     (["train", "--sed=1"], ["unrecognized arguments: --sed=1"]),
-    (["table", "demo", "--format", "html"], ["invalid choice: 'html'", "md", "csv", "latex"]),
+    (["table", "demo", "--format", "pdf"], ["invalid choice: 'pdf'", "md", "csv", "latex"]),
 ]
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,18 @@ ROOT = Path(__file__).parents[2]
 MARK = r"<!-- (?P<action>append|edit|create|run)(?:: (?P<path>\S+))? -->"
 BLOCK = re.compile(MARK + r"\n```\w+\n(?P<text>.*?)```", re.DOTALL)
 PAGE = (ROOT / "docs" / "add-a-method.md").read_text()
+SHELL = """
+import shlex, sys
+import pytest
+from lowbit.cli import main
+
+for command in sys.argv[1:]:
+    program, *arguments = shlex.split(command)
+    code = {"lowbit": main, "pytest": pytest.main}[program](arguments)
+    if code:
+        sys.exit(f"{command}: {code}")
+    print(end="\\0", flush=True)
+"""
 
 
 @pytest.fixture
@@ -34,24 +45,25 @@ def edit(file: Path, diff: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def run(command: str, folder: Path) -> str:
-    program, *arguments = shlex.split(command)
-    module = {"lowbit": "lowbit.cli", "pytest": "pytest"}[program]
+def run(commands: list[str], folder: Path) -> list[str]:
+    """Run commands in one process, as torch takes seconds to import; return what each of them prints."""
     environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "WANDB_MODE": "disabled"}
     done = subprocess.run(
-        [sys.executable, "-m", module, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", SHELL, *commands], cwd=folder, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
+    printed = done.stdout.split("\0")
+    assert len(printed) == len(commands) + 1
+    return printed[:-1]
 
 
 def test_the_page_works_as_written(copy: Path):
     blocks = [match.groupdict() for match in BLOCK.finditer(PAGE)]
     assert len(blocks) == PAGE.count("```") // 2 >= 9  # every snippet is followed
-    printed = {}
+    commands = []
     for block in blocks:
         if block["action"] == "run":
-            printed.update({command: run(command, copy) for command in block["text"].strip().splitlines()})
+            commands += block["text"].strip().splitlines()
             continue
         file = copy / block["path"]
         if block["action"] == "edit":
@@ -61,6 +73,7 @@ def test_the_page_works_as_written(copy: Path):
         else:
             assert not file.exists()
             file.write_text(block["text"])
+    printed = dict(zip(commands, run(commands, copy), strict=True))
     made_up = "Context distillation (made up): the angle between attention contexts beside labels"
     assert made_up in " ".join(printed["lowbit ls method"].split())
     metrics = next(copy.glob("outputs/runs/digits/context_kd/*/metrics.csv")).read_text()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowbit.config.schema import Config, LoggerMode
 from lowbit.quantizers import build_quantizer
 from lowbit.recipes import Stage
-from lowbit.training.loggers import wandb_mode
+from lowbit.training.wandb_run import wandb_mode
 
 ROOT = Path(__file__).resolve().parents[2]
 Batch = dict[str, Tensor]
@@ -34,7 +34,8 @@ def test_no_token_is_in_the_repository_and_nothing_is_sent_without_a_key(
     files = [p for folder in ("src", "conf", "sweeps") for p in (ROOT / folder).rglob("*.*") if p.suffix != ".pyc"]
     assert len(files) > 100
     assert {p.name: found for p in files if (found := secrets(p.read_text(encoding="utf-8")))} == {}
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SWEEP_ID"):
+        monkeypatch.delenv(name, raising=False)
     assert config_of().logger.mode is LoggerMode.auto
     assert wandb_mode(LoggerMode.auto) == "offline"
 

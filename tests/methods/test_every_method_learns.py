@@ -3,6 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -105,12 +106,17 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("outputs")
 
 
+@cache
+def stages_of(method: str) -> list[str]:
+    return [*C.to_config(C.compose([f"method={method}"])).method.stages]
+
+
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_falls_and_gradients_reach_what_the_method_trains(method, data, outputs, watched):
     choices = [f"method={method}", f"data={data}", *DATA[data], *TINY, *HOME.get(method, [])]
     count = STEPS[method]
-    stages = C.to_config(C.compose(choices)).method.stages
+    stages = stages_of(method)
     fixed = [f"method.stages.{name}.{key}" for name in [*stages][:-1] for key in (f"steps={count}", "fraction=null")]
     budget = f"budget={{steps: {count * len(stages)}, epochs: null}}"
     train(*load([*choices, *fixed, budget, f"paths.outputs={outputs}"]))

@@ -161,5 +161,5 @@ def test_weights_that_are_out_of_reach_are_named(monkeypatch: pytest.MonkeyPatch
         raise FileNotFoundError("no connection\nand a long explanation")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(ValueError, match=r"deit_tiny.*reachable \(no connection\); go online.*model.pretrained=false"):
+    with pytest.raises(ValueError, match=r"deit_tiny.*\(no connection\); run `lowbit fetch model=deit_tiny`"):
         build_model(config_of("deit_tiny"), IMAGES, 0)

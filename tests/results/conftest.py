@@ -1,5 +1,7 @@
 """Runs on disk, as the training loop leaves them."""
 
+import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from lowbit.results import Cell, Row, collect, write_json
 
 MakeCell = Callable[..., Cell]
 MakeRow = Callable[..., Row]
+STORED = Path(__file__).parents[1] / "fixtures" / "runs"
 
 
 def run_payload(method: str = "ti_g", seed: int = 0, accuracy: float = 0.9, **changes: Any) -> dict[str, Any]:
@@ -98,3 +101,20 @@ def row() -> MakeRow:
         "expected": 1,
     }
     return lambda **changes: Row(**(base | changes))
+
+
+@pytest.fixture
+def stored_cells(tmp_path: Path) -> list[Cell]:
+    """Copy the stored runs, whose numbers are invented, and return the cells of their sweep; one job has not run."""
+    cells = []
+    for method, quantizer, seed in itertools.product(("ternarybert", "ti_g"), ("w2a8", "w4a8"), ("1", "2")):
+        run_dir = tmp_path / f"{method}-{quantizer}-{seed}"
+        file = STORED / f"{run_dir.name}.json"
+        if file.is_file():
+            run_dir.mkdir()
+            shutil.copy(file, run_dir / "run.json")
+        labels = {"method": method, "quantizer": quantizer, "seed": seed}
+        config = {"data": {"name": "digits"}, "method": {"name": method}, "quantizer": {"name": quantizer}}
+        job = ["+sweeps=fixture", "sweep=fixture", *(f"{key}={value}" for key, value in labels.items())]
+        cells.append(Cell(run_dir, labels, f"lowbit train {' '.join(job)}", config))
+    return cells

@@ -3,13 +3,15 @@
 import csv
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lowbit.results import Row, render, to_frame
+from lowbit.results import Cell, Row, collect, read_papers, render, to_frame
 
 MakeRow = Callable[..., Row]
+STORED = Path(__file__).parents[1] / "fixtures" / "runs"
 
 
 def test_frame(rows: list[Row]) -> None:
@@ -103,13 +105,45 @@ def test_csv_has_raw_numbers(rows: list[Row]) -> None:
     assert (records[4]["mean"], records[4]["n"], records[4]["status"]) == ("", "0", "not run")
 
 
+def test_published_values_are_columns(stored_cells: list[Cell]) -> None:
+    """Beside the score, with the rule and the sources below; only where a row has one."""
+    records = read_papers([STORED / "conf" / "paper"])
+    found = collect(stored_cells, records=records)
+    frame = to_frame(found)
+    assert list(frame.columns)[:5] == ["method", "test accuracy", "published", "difference", "vs paper"]
+    assert frame[["published", "difference", "vs paper"]].to_numpy().tolist() == [
+        ["97", "-0.33", "match"],
+        ["95 to 96", "-0.50", "match"],
+        ["94.5", "+2.00", "above"],
+        ["97.5 ± 0.75", "-2.25", "below"],
+        ["97.9", "+0.10", "match"],
+    ]
+    text = render(found, "md")
+    assert "\nmatch: |difference| <= max(" in text
+    assert "\nPublished: Nobody (2026), Table 1.\n" in text
+    raw = list(csv.DictReader(io.StringIO(render(found, "csv"))))
+    assert (raw[3]["published"], raw[3]["tolerance"], raw[3]["vs_paper"]) == ("97.5", "0.75", "below")
+    plain = collect(stored_cells)
+    assert "published" not in to_frame(plain).columns
+    assert "published" not in render(plain, "csv")
+
+
+def test_page(rows: list[Row]) -> None:
+    """The page of HTML also says where the numbers come from and how to get the rest."""
+    page = render(rows, "html", "a<b")
+    assert "<h1>a&lt;b</h1>" in page
+    assert '<td class="left not-run">not run</td>' in page
+    assert "<p>commit abc1234; device cpu x86_64; checkpoint last</p>" in page
+    assert "lowbit train method=xtc seed=0</pre>" in page
+
+
 def test_unknown_format_lists_the_choices() -> None:
     """The error says what to write instead."""
-    with pytest.raises(ValueError, match="unknown table format 'html', choose one of md, csv, latex"):
-        render([], "html")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown table format 'pdf', choose one of md, csv, latex, html"):
+        render([], "pdf")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("fmt", ["md", "csv", "latex"])
+@pytest.mark.parametrize("fmt", ["md", "csv", "latex", "html"])
 def test_no_rows_is_a_header(fmt: Any) -> None:
     """An empty sweep is a table without lines."""
     assert "method" in render([], fmt)

@@ -32,3 +32,10 @@ def test_bad_shapes_are_refused_in_words(shape: str, capsys: pytest.CaptureFixtu
 def test_shape_and_experiment_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "step", "--shape", TINY, "experiment=digits/ti_g"]) == 2
     assert "not both" in capsys.readouterr().err
+
+
+def test_report_of_a_job_beside_a_bare_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "job", "--shape", TINY, "--rounds", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"clock +a step of the run +[\d.]+ ms, of the bare loop +[\d.]+ ms; ratio [\d.]+, median", out)
+    assert "CPU time" in out

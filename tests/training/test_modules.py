@@ -1,13 +1,16 @@
 """DistillationModule and the stage runner: teacher rules, train mode, logging, failures."""
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from tiny import TINY_TI
+from safetensors.torch import load_file
+from tiny import TINY_TI, load_into
 from torchmetrics.classification import MulticlassAccuracy
 
 from lowbit.config.schema import Config
@@ -19,7 +22,7 @@ from lowbit.recipes import Stage, build_recipe
 from lowbit.results import read_run
 from lowbit.training.checkpoints import CHECKPOINT, step_of
 from lowbit.training.guards import NonFiniteLossError
-from lowbit.training.loggers import MetricsFile, wandb_mode
+from lowbit.training.loggers import MetricsFile
 from lowbit.training.modules import DistillationModule
 from lowbit.training.run import train
 from lowbit.training.stage_runner import build_trainer, evaluate, fit_stage, load_weights
@@ -209,48 +212,19 @@ def test_weights_of_another_model_are_refused_in_words(tmp_path: Path) -> None:
         load_weights(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / "w.safetensors")
 
 
-def test_wandb_is_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lowbit.config.schema import LoggerMode
-
-    assert wandb_mode(LoggerMode.auto) == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert wandb_mode(LoggerMode.auto) == "online"
-    assert wandb_mode(LoggerMode.offline) == "offline"
-
-
-def test_one_wandb_run_per_job_finished_also_when_the_job_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import wandb
-
-    on = [o for o in TINY_TI if o != "logger=none"]
-    cfg, config = load([*on, "logger.mode=offline", f"paths.outputs={tmp_path}", "sweep=s"])
-    original = DistillationModule.losses
-    monkeypatch.setattr(DistillationModule, "losses", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
-    with pytest.raises(RuntimeError, match="broken"):
-        train(cfg, config)
-    assert wandb.run is None
-    (log,) = tmp_path.glob("runs/*/*/*/error.log")
-    assert "RuntimeError: broken" in log.read_text()
-
-    monkeypatch.setattr(DistillationModule, "losses", original)
-    train(cfg, config)
-    assert wandb.run is None
-    run_id = log.parent.name
-    assert not log.exists()
-    folders = list(log.parent.glob(f"wandb/offline-run-*-{run_id}"))
-    assert len(folders) == 2, "the failed attempt and the good one, under one id"
-    assert all((f / f"run-{run_id}.wandb").is_file() for f in folders)
+@pytest.fixture(scope="module")
+def outputs_of_seeds_1_1_2(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three folders, in each of which one run trained its own teacher."""
+    folders = [tmp_path_factory.mktemp("outputs") for _ in range(3)]
+    for folder, seed in zip(folders, (1, 1, 2), strict=True):
+        train(*load_into(folder, *TINY_TI, f"seed={seed}"))
+    return folders
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(outputs_of_seeds_1_1_2: list[Path]) -> None:
     found = []
-    for number, seed in enumerate((1, 1, 2)):
-        cfg, config = load([*TINY_TI, f"paths.outputs={tmp_path / str(number)}", f"seed={seed}"])
-        train(cfg, config)
-        (file,) = (tmp_path / str(number)).glob("runs/*/*/*/stages/plain/model.safetensors")
+    for folder in outputs_of_seeds_1_1_2:
+        (file,) = folder.glob("runs/*/*/*/stages/plain/model.safetensors")
         found.append(load_file(file))
     same = [torch.equal(found[0][k], found[1][k]) for k in found[0]]
     other = [torch.equal(found[0][k], found[2][k]) for k in found[0]]
@@ -258,29 +232,26 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: P
     assert not all(other)
 
 
-def test_the_teacher_does_not_depend_on_which_run_comes_first(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
+def test_the_teacher_does_not_depend_on_which_run_comes_first(outputs_of_seeds_1_1_2: list[Path]) -> None:
     teachers = []
-    for seed in (1, 2):
-        cfg, config = load([*TINY_TI, f"paths.outputs={tmp_path / str(seed)}", f"seed={seed}"])
-        train(cfg, config)
-        (file,) = (tmp_path / str(seed)).glob("teachers/*/model.safetensors")
+    for folder in outputs_of_seeds_1_1_2[1:]:
+        (file,) = folder.glob("teachers/*/model.safetensors")
         teachers.append((file.parent.name, load_file(file)))
     assert teachers[0][0] == teachers[1][0]
     assert all(torch.equal(teachers[0][1][k], v) for k, v in teachers[1][1].items())
 
 
-def test_teacher_from_a_folder(tmp_path: Path) -> None:
-    cfg, config = load([*TINY_TI, f"paths.outputs={tmp_path}"])
-    first = train(cfg, config)
-    (folder,) = (p.parent for p in tmp_path.glob("teachers/*/model.safetensors"))
+def test_teacher_from_a_folder(outputs_of_seeds_1_1_2: list[Path], tmp_path: Path) -> None:
+    (first,) = (json.loads(p.read_text()) for p in outputs_of_seeds_1_1_2[0].glob("runs/*/*/*/run.json"))
+    (trained,) = (p.parent for p in outputs_of_seeds_1_1_2[0].glob("teachers/*/model.safetensors"))
+    folder = Path(shutil.copytree(trained, tmp_path / "teacher"))
     rest = [o for o in TINY_TI if not o.startswith("teacher.")]
-    other = [*rest, "teacher=path", f"teacher.path={folder}"]
-    assert train(*load([*other, f"paths.outputs={tmp_path / 'b'}"])) == first
+    other = [*rest, "teacher=path", f"teacher.path={folder}", "seed=1"]
+    score = first["metrics"][first["primary_metric"]]
+    assert train(*load_into(tmp_path / "b", *other)) == score
     known = read_run(next(tmp_path.glob("b/runs/*/*/*")))["teacher"]
     (folder / "teacher.json").unlink()  # any folder with weights of the same model will do
-    assert train(*load([*other, f"paths.outputs={tmp_path / 'c'}"])) == first
+    assert train(*load_into(tmp_path / "c", *other)) == score
     found = read_run(next(tmp_path.glob("c/runs/*/*/*")))["teacher"]
     assert found["metrics"]["test/matthews"] == known["metrics"]["test/matthews"]
 

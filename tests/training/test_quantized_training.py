@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TINY_TI
+from tiny import TINY_TI, load_into
 
-from lowbit.config.validate import load
 from lowbit.modeling import prepare
 from lowbit.results import read_run
 from lowbit.training.modules import FinetuneModule
@@ -33,7 +32,7 @@ class DeathError(Exception):
 
 
 def run(overrides: Sequence[str], outputs: Path) -> None:
-    train(*load([*TINY_TI, "trainer.threads=1", *overrides, f"paths.outputs={outputs}"]))
+    train(*load_into(outputs, *TINY_TI, "trainer.threads=1", *overrides))
 
 
 def dies_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
@@ -61,7 +60,9 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 def test_resumed_is_straight_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     overrides = COMBINATIONS[name]
     run(overrides, tmp_path / "straight")
-    for stage, step in (("intervene", 0), ("intervene", 5), ("plain", 2), ("plain", 8)):
+    # Before the first checkpoint of the run there is nothing to resume, so one combination shows it.
+    early = [("intervene", 0)] if name == "lsq" else []
+    for stage, step in (*early, ("intervene", 5), ("plain", 2), ("plain", 8)):
         dies_at(monkeypatch, stage, step)
         with pytest.raises(DeathError):
             run(overrides, tmp_path / "broken")

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_quantized_training import DeathError, dies_at, only_run, tensors
-from tiny import TINY_TI
+from tiny import TINY_TI, load_into
 
-from lowbit.config.validate import load
 from lowbit.results import read_run
 from lowbit.training import run as run_module
 from lowbit.training.run import train
@@ -27,7 +26,7 @@ LAST = {"bit_chain": "binary", "binarybert": "binary", "xtc_layers": "qat", "sdq
 
 def run(overrides: Sequence[str], outputs: Path, steps: int = 24) -> Path:
     budget = f"budget={{steps: {steps}, epochs: null}}"
-    train(*load([*SHORT, "trainer.threads=1", budget, *overrides, f"paths.outputs={outputs}"]))
+    train(*load_into(outputs, *SHORT, "trainer.threads=1", budget, *overrides))
     return only_run(outputs)
 
 

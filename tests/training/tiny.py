@@ -1,5 +1,15 @@
 """Overrides of a run that takes seconds and has everything that a real one has: two stages, dropout, a teacher."""
 
+import copy
+from functools import cache
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from lowbit.config.compose import to_config
+from lowbit.config.schema import Config
+from lowbit.config.validate import load
+
 TINY_TI = (
     "data=agreement",
     "model=bert_micro",
@@ -19,3 +29,15 @@ TINY_TI = (
     "trainer.progress=false",
     "logger=none",
 )
+
+
+@cache
+def _loaded(overrides: tuple[str, ...]) -> DictConfig:
+    return load(list(overrides))[0]
+
+
+def load_into(outputs: Path, *overrides: str) -> tuple[DictConfig, Config]:
+    """Return what `load` makes of the overrides, with results in `outputs`; the same overrides are composed once."""
+    cfg = copy.deepcopy(_loaded(overrides))
+    cfg.paths.outputs = str(outputs)
+    return cfg, to_config(cfg)

@@ -9,17 +9,19 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lowbit import __version__
-from lowbit.cli import bench, configs, softlabels, table, train
+from lowbit.cli import ablate, bench, compare, configs, fetch, report, search, softlabels, sweep, sync, table, train
 from lowbit.cli.verbs import told
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError
+from lowbit.execution.parent import follow_parent
 
-_VERBS = (train, table, configs, softlabels, bench)
+_VERBS = (train, sweep, search, ablate, table, report, sync, compare, configs, fetch, softlabels, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code: 0 done, 1 failed, 2 not a valid command or config, 130 interrupted."""
     # Idle OpenMP threads that spin make two threads several times slower on a shared machine; torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    follow_parent()
     args = _arguments(argv)
     try:
         return int(args.run(args))

@@ -8,7 +8,6 @@ from lowbit.cli.verbs import OVERRIDES, AddVerb, check_jobs, jobs_of
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError, nearest
-from lowbit.config.validate import load
 
 
 def add(verb: AddVerb) -> None:
@@ -24,11 +23,10 @@ def _check(args: argparse.Namespace) -> int:
         jobs = jobs_of(args.overrides)
     except ConfigError:
         jobs = [args.overrides]  # load() says everything that is wrong with them
-    check_jobs(jobs)
+    loaded = check_jobs(jobs)
     from lowbit.training.preview import preview
 
-    for job in jobs:
-        cfg, config = load(job)
+    for cfg, config in loaded:
         lines = list(preview(config))
         print(f"{config.name}/{identity.run_id(cfg)}: valid")
         print("\n".join(f"  {line}" for line in lines))

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lowbit.cli.verbs import SWEEP, AddVerb, jobs_of, known_sweep
+from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.validate import load
+from lowbit.results import (
+    FORMATS,
+    Cell,
+    Format,
+    LanguageTable,
+    build_pivot,
+    collect,
+    format_of,
+    print_pivot,
+    print_table,
+    read_layout,
+    read_papers,
+    render,
+    render_pivot,
+)
+
+LAYOUTS = "paper/tables"
 
 
 def add(verb: AddVerb) -> None:
@@ -18,31 +38,60 @@ def add(verb: AddVerb) -> None:
     )
     table.add_argument("name", help=SWEEP)
     table.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
-    table.add_argument("--format", choices=("md", "csv", "latex"), help="default: a table for the terminal")
-    table.add_argument("--out", type=Path, help="write to this file (md unless --format says otherwise)")
+    table.add_argument("--format", choices=FORMATS, help="default: a table for the terminal")
+    table.add_argument(
+        "--languages", action="store_true", help="one column per language and their mean, of runs on XGLUE"
+    )
+    table.add_argument("--rows", action="store_true", help="a row per method, also where the sweep has a layout")
+    table.add_argument("--out", type=Path, help="write to this file; its suffix (.md .csv .tex .html) is the format")
 
 
 def _table(args: argparse.Namespace) -> int:
-    from lowbit.results import Cell, collect, print_table, render
-
     known_sweep(args.name)
-    jobs = jobs_of([f"+sweeps={args.name}", *args.overrides])
+    fmt = args.format or (None if args.out is None else format_of(args.out))
+    cells = cells_of(args.name, args.overrides)
+    if args.languages:
+        languages = LanguageTable(cells)
+        return _show(args.out, fmt, languages.render, lambda: languages.print(args.name))
+    records = read_papers(folders_of("paper"))
+    layout = None if args.rows else read_layout(folders_of(LAYOUTS), args.name)
+    if layout is not None:
+        table = build_pivot(cells, layout, records)
+        return _show(args.out, fmt, partial(render_pivot, table), partial(print_pivot, table))
+    rows = collect(cells, records=records)
+    title = args.name
+    return _show(args.out, fmt, lambda form: render(rows, form, title), lambda: print_table(rows, title))
+
+
+def cells_of(name: str, overrides: list[str]) -> list[Cell]:
+    """Return the jobs of a sweep as cells of a table."""
+    jobs = jobs_of([f"+sweeps={name}", *overrides])
     labels = [{key: value for key, _, value in (o.partition("=") for o in job)} for job in jobs]
     swept = {"method", *(key for key in labels[0] if len({label[key] for label in labels}) > 1)}
     cells = []
     for job, label in zip(jobs, labels, strict=True):
         cfg, config = load(job)
         shown = {key: value for key, value in label.items() if key in swept}
-        cells.append(Cell(identity.run_folder(cfg, config), shown, f"lowbit train {shlex.join(job)}"))
-    rows = collect(cells)
-    if args.format is None and args.out is None:
-        print_table(rows, title=args.name)
+        command = f"lowbit train {shlex.join(job)}"
+        cells.append(Cell(identity.run_folder(cfg, config), shown, command, identity.resolved(cfg)))
+    return cells
+
+
+def folders_of(group: str) -> list[Path]:
+    """Return the shipped folder of conf/ and that of the working directory, which comes last."""
+    return [root / "conf" / group for root in dict.fromkeys((C.shipped_root(), Path.cwd()))]
+
+
+def _show(out: Path | None, fmt: Format | None, text_of: Callable[[Format], str], print_it: Callable[[], None]) -> int:
+    """Print the table, or write it to a file."""
+    if fmt is None:
+        print_it()
         return 0
-    text = render(rows, args.format or "md")
-    if args.out is None:
+    text = text_of(fmt)
+    if out is None:
         print(text)
-    else:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
-        print(f"wrote {args.out}")
+        return 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    print(f"wrote {out}")
     return 0

@@ -6,8 +6,11 @@ import argparse
 from collections.abc import Callable
 from typing import Protocol
 
+from omegaconf import DictConfig
+
 from lowbit.config import compose as C
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, nearest
+from lowbit.config.schema import Config
 from lowbit.config.validate import load
 
 OVERRIDES = "Hydra overrides, KEY=VALUE; `lowbit ls` shows the groups, `lowbit check` tests a combination"
@@ -47,13 +50,15 @@ def jobs_of(overrides: list[str]) -> list[list[str]]:
         raise ConfigError(check_overrides(overrides)[1] or [explain(error)]) from error
 
 
-def check_jobs(jobs: list[list[str]]) -> None:
-    """Validate every job before any is run; raise ConfigError with all problems, each once."""
+def check_jobs(jobs: list[list[str]]) -> list[tuple[DictConfig, Config]]:
+    """Return the configs of all jobs, before any is run; raise ConfigError with all problems, each once."""
+    loaded: list[tuple[DictConfig, Config]] = []
     problems: dict[str, None] = {}
     for job in jobs:
         try:
-            load(job)
+            loaded.append(load(job))
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
     if problems:
         raise ConfigError(list(problems))
+    return loaded

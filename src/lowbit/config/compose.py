@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from lowbit.config.schema import Config
 
 ROOT_CONFIG = "config"
+_NOT_GROUPS = ("sweeps/wandb",)  # files of W&B's own format, for `wandb sweep`
 
 
 def shipped_root() -> Path:
@@ -44,8 +46,9 @@ class _LowbitSearchPath(SearchPathPlugin):
 
 
 def register() -> None:
-    """Tell Hydra about the root schema, the search path and our resolver; safe to call twice."""
+    """Tell Hydra about the root schema, the search path and our resolvers; safe to call twice."""
     OmegaConf.register_new_resolver("if_equal", _if_equal, replace=True)
+    OmegaConf.register_new_resolver("choose", _choose, replace=True)
     store = ConfigStore.instance()
     if "base_config.yaml" not in store.repo:  # building the schema takes longer than reading a choice's file
         store.store(name="base_config", node=Config)
@@ -54,7 +57,20 @@ def register() -> None:
 
 def _if_equal(value: Any, other: Any, then: Any, otherwise: Any) -> Any:
     """Serve `${if_equal:a,b,then,otherwise}`: published rules that depend on the data set or the model."""
-    return then if value == other else otherwise
+    return then if _plain(value) == other else otherwise
+
+
+def _choose(value: Any, table: dict[str, Any]) -> Any:
+    """Serve `${choose:a,{b: 1, c: 2}}`: published settings of which each data set has its own."""
+    key = _plain(value)
+    if key not in table:
+        raise ValueError(f"{key!r} has no value of its own here; those that have: {', '.join(map(str, table))}")
+    return table[key]
+
+
+def _plain(value: Any) -> Any:
+    """Return the word that a config file writes for a value."""
+    return value.name if isinstance(value, Enum) else value
 
 
 @contextmanager
@@ -84,11 +100,13 @@ def to_config(cfg: DictConfig) -> Config:
 
 def choices(group: str) -> list[str]:
     """Return the choices of a config group, nested ones as `folder/name`; names that start with _ are hidden."""
-    loader = GlobalHydra.instance().config_loader()
-    found = list(loader.get_group_options(group))
-    for folder in loader.get_group_options(group, results_filter=ObjectType.GROUP):
-        found.extend(f"{folder}/{name}" for name in choices(f"{group}/{folder}"))
-    return sorted({name for name in found if not name.rsplit("/", 1)[-1].startswith("_")})
+    # The sources themselves: the loader's get_group_options copies every schema first, for ten milliseconds a group.
+    sources = [source for source in GlobalHydra.instance().config_loader().get_sources() if source.is_group(group)]
+    found = {name for source in sources for name in source.list(group, ObjectType.CONFIG)}
+    for folder in {name for source in sources for name in source.list(group, ObjectType.GROUP)}:
+        if f"{group}/{folder}" not in _NOT_GROUPS:
+            found |= {f"{folder}/{name}" for name in choices(f"{group}/{folder}")}
+    return sorted(name for name in found if not name.rsplit("/", 1)[-1].startswith("_"))
 
 
 def groups() -> list[str]:
@@ -104,6 +122,8 @@ def expand(overrides: list[str]) -> list[list[str]]:
     axes: dict[str, list[str]] = {}
     for override in OverridesParser.create().parse_overrides(overrides):
         key = override.get_key_element()
+        if override.is_interval_sweep():
+            raise ValueError(f"{override.input_line}: nobody can list an interval's values; use `lowbit search`")
         if override.is_sweep_override():
             axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:

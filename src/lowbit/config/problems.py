@@ -100,6 +100,8 @@ def _group_problem(override: Override, groups: dict[str, list[str]]) -> str | No
     group = override.key_or_group
     if group not in groups:
         return None
+    if group == "paper":  # not a group of the run config
+        return f"{override.input_line}: published values are no part of a run; `lowbit table` shows them beside it"
     value = override.value()
     if not isinstance(value, str) or value in groups[group]:
         return None

@@ -109,7 +109,9 @@ class StepDataModule(LightningDataModule):
         train = self.splits.train
         grouped = self._config.length_grouped and self._config.padding is Padding.longest
         lengths = train.tokens.lengths if grouped and isinstance(train, TextSplit) else None
-        return StepBatchSampler(self.info.train_size, rows_per_step(self._config), self.seed, first_step, lengths, share)
+        return StepBatchSampler(
+            self.info.train_size, rows_per_step(self._config), self.seed, first_step, lengths, share
+        )
 
     def _next_step(self) -> int:
         return self.first_step + (0 if self.trainer is None else self.trainer.global_step)

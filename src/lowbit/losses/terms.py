@@ -90,6 +90,17 @@ class LossTerm:
         """Trace fields that the term reads, of student and teacher."""
         return _FIELDS[self.kind]
 
+    @property
+    def unit(self) -> str | None:
+        """What the loss is a mean over: `labels`, `rows`, `tokens`, `pairs` of tokens; None for one of the weights."""
+        if self.kind == "obr":
+            return None
+        if self.kind in ("logits", "task", "soft_labels"):
+            return "labels"
+        if self.kind == "maps_mse" or (self.kind == "scores" and self.mask == "valid"):
+            return "pairs"
+        return "tokens" if self.mask == "valid" and self.kind != "maps" else "rows"
+
     def weight_at(self, step: int, steps: int) -> float:
         """Return the weight at step `step` (0-based) of a stage of `steps` steps."""
         first = self.start * steps

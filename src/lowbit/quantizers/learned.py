@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.quantizers.fake_quantizer import LookUp, StatefulQuantizer, Target, number_like
-from lowbit.quantizers.functional.core import fake_quantize
+from lowbit.quantizers.functional.core import Formula, fake_quantize
 from lowbit.quantizers.functional.initial import STEPS, levels, mean_step, mse_step_and_offset
 from lowbit.quantizers.functional.learned import Learned, Lsq, Seq
 from lowbit.quantizers.grid import Grid
@@ -36,6 +36,7 @@ class LearnedQuantizer(StatefulQuantizer):
         shift = nn.Parameter(torch.zeros(math.prod(target.shape), **like)) if spec.shift else None
         self.register_parameter("shift", shift)
         self._batches = 0
+        self.whole = 1.0  # elements of the whole batch for each that this process sees of it
 
     def _group_count(self) -> int:
         granularity, shape = self.spec.granularity, self.target.shape
@@ -78,6 +79,14 @@ class LearnedQuantizer(StatefulQuantizer):
         assert isinstance(formula, Learned)
         formula = replace(formula, count=table.numel())
         return fake_quantize(look_up(ids, table), formula, self.spec.estimator, scale, offset)
+
+    def formula(self, x: Tensor) -> Formula:
+        """Return the formula; gradient multipliers of inputs count the elements of the whole batch."""
+        formula = super().formula(x)
+        if self.whole == 1 or self.target.weight:
+            return formula
+        assert isinstance(formula, Learned)
+        return replace(formula, count=round(x.numel() * self.whole))
 
     def scale_and_offset(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return step size and offset, one per row, per head or for all."""

@@ -118,12 +118,17 @@ def _needs_data(quantizer: FakeQuantizer) -> TypeGuard[StatefulQuantizer]:
     return stateful and not quantizer.is_ready
 
 
-def begin_step(model: nn.Module, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Tell the quantizers which step comes; give LAT the second moments that the optimizer has by now."""
+def begin_step(model: nn.Module, step: int, optimizer: torch.optim.Optimizer | None = None, whole: float = 1.0) -> None:
+    """Tell the quantizers which step comes; give LAT the second moments that the optimizer has by now.
+
+    `whole`: rows of the whole batch for each that this process sees of it, where several processes share batches.
+    """
     moments = {} if optimizer is None else optimizer.state
     for quantizer in quantizers_of(model).values():
         if isinstance(quantizer, StaticQuantizer):
             quantizer.looks = step % quantizer.spec.get("refresh_every") == 0
+        elif isinstance(quantizer, LearnedQuantizer):
+            quantizer.whole = whole
     for site in weight_sites(model):
         if isinstance(site.quantizer, LossAwareQuantizer):
             second = moments.get(site.parameter, {}).get("exp_avg_sq")

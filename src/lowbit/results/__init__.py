@@ -1,20 +1,35 @@
 """Result files and the tables made from them; reads and writes files only, never imports torch."""
 
 from lowbit.results.collect import Cell, Row, collect
+from lowbit.results.formats import FORMATS, Format, format_of
+from lowbit.results.languages import LanguageTable
+from lowbit.results.layout import read_layout
+from lowbit.results.pivot import build_pivot
+from lowbit.results.pivot_text import print_pivot, render_pivot
+from lowbit.results.published import read_papers
 from lowbit.results.run_file import RUN_FILE, SCHEMA, read_json, read_run, write_json, write_text
 from lowbit.results.table import print_table, provenance, render, to_frame
 
 __all__ = [
+    "FORMATS",
     "RUN_FILE",
     "SCHEMA",
     "Cell",
+    "Format",
+    "LanguageTable",
     "Row",
+    "build_pivot",
     "collect",
+    "format_of",
+    "print_pivot",
     "print_table",
     "provenance",
     "read_json",
+    "read_layout",
+    "read_papers",
     "read_run",
     "render",
+    "render_pivot",
     "to_frame",
     "write_json",
     "write_text",

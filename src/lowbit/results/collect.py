@@ -1,12 +1,15 @@
 """From run directories to table rows: group the cells over seeds, add the teachers."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lowbit.results.rows import TEACHER, Cell, Row
+from lowbit.results.published import Record, as_teacher, find
+from lowbit.results.rows import TEACHER, Cell, Row, get
 from lowbit.results.run_file import RUN_FILE, read_run
+from lowbit.results.scores import Published
 
 __all__ = ["Cell", "Row", "collect"]
 
@@ -17,43 +20,56 @@ _SAME_IN_A_ROW = ("data.name", "model.name", "method.name", "quantizer.name")
 # What a row is called by its value alone.
 _SPEAKING = ("experiment", "method")
 
+_MetricOf = Callable[[dict[str, Any]], str]
 _Found = tuple[Path, dict[str, Any]]
 _Member = tuple[Cell, dict[str, Any] | None]
 
 
-def collect(cells: Iterable[Cell]) -> list[Row]:
+def collect(
+    cells: Iterable[Cell],
+    metric_of: _MetricOf = lambda run: str(run["primary_metric"]),
+    records: Sequence[Record] = (),
+) -> list[Row]:
     """Read the runs of `cells` into rows, in order of first appearance, each teacher before its first student.
+
+    Args:
+        cells: the jobs.
+        metric_of: from the content of a run file to the metric that its row shows; a run without it has no value.
+        records: published values, to be shown beside the rows that they belong to.
 
     Raises:
         ValueError: a `run.json` is unreadable, or runs that one row would average are not comparable.
     """
     rows: list[Row] = []
     teachers: set[str] = set()
-    for label, members in _group(cells):
+    for label, members in group_cells(cells):
         found = [(cell.run_dir, run) for cell, run in members if run is not None]
-        _check_comparable(label, found)
+        check_comparable(label, found)
         for _, run in found:
             teacher = run["teacher"]
             if teacher is not None and teacher["id"] not in teachers:
                 teachers.add(teacher["id"])
-                rows.append(_teacher_row(teacher, run["primary_metric"]))
+                published = find(records, as_teacher(run["config"]), metric_of(run))
+                rows.append(_teacher_row(teacher, metric_of(run), published))
         missing = [cell.command for cell, run in members if run is None]
-        rows.append(_student_row(label, [run for _, run in found], missing))
+        published = find(records, found[0][1]["config"], metric_of(found[0][1])) if found else None
+        row = _student_row(label, [run for _, run in found], missing, metric_of)
+        rows.append(replace(row, published=published))
     return rows
 
 
-def _group(cells: Iterable[Cell]) -> list[tuple[str, list[_Member]]]:
+def group_cells(cells: Iterable[Cell]) -> list[tuple[str, list[_Member]]]:
     """Group the cells that differ only in their seed; a run directory that is listed twice counts once."""
     members: list[_Member] = []
     for cell in cells:
         run = read_run(cell.run_dir)
         members.append((cell, run if run is not None and run["status"] == "finished" else None))
     # Unlabelled cells that have not run belong to the row of those that have: only they know the method.
-    methods = (_get(run, "method.name") for cell, run in members if run is not None and not _swept(cell))
+    methods = (get(run["config"], "method.name") for cell, run in members if run is not None and not _swept(cell))
     unlabelled = next(methods, None)
     groups: dict[tuple[tuple[str, str], ...], tuple[str, dict[Path, _Member]]] = {}
     for cell, run in members:
-        method = _get(run, "method.name") if run is not None else unlabelled
+        method = get(run["config"], "method.name") if run is not None else unlabelled
         labels = _swept(cell) or {"method": str(method or cell.run_dir.parent.name)}
         # Sorted, so that the order of the keys does not split a row.
         _, group = groups.setdefault(tuple(sorted(labels.items())), (_label(labels), {}))
@@ -70,16 +86,11 @@ def _label(labels: dict[str, str]) -> str:
     return ", ".join(speaking + [f"{key}={value}" for key, value in labels.items() if key not in _SPEAKING])
 
 
-def _get(run: dict[str, Any], dotted: str) -> Any:
-    node: Any = run["config"]
-    for key in dotted.split("."):
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
+def check_comparable(label: str, found: Sequence[_Found]) -> None:
+    """Raise ValueError if runs that are to be averaged differ in more than their seed."""
 
-
-def _check_comparable(label: str, found: list[_Found]) -> None:
     def identity(run: dict[str, Any]) -> dict[str, Any]:
-        facts = {key: _get(run, key) for key in _SAME_IN_A_ROW}
+        facts = {key: get(run["config"], key) for key in _SAME_IN_A_ROW}
         return {"primary_metric": run["primary_metric"], **facts, "size.bits": run["size"]["bits"]}
 
     for run_dir, run in found[1:]:
@@ -93,7 +104,7 @@ def _check_comparable(label: str, found: list[_Found]) -> None:
                 )
 
 
-def _teacher_row(teacher: dict[str, Any], metric: str) -> Row:
+def _teacher_row(teacher: dict[str, Any], metric: str, published: Published | None) -> Row:
     value = teacher["metrics"].get(metric)
     float_mb = teacher["size"]["float_bytes"] / _MB
     return Row(
@@ -108,15 +119,17 @@ def _teacher_row(teacher: dict[str, Any], metric: str) -> Row:
         n=1,
         expected=1,
         teacher_id=teacher["id"],
+        published=published,
     )
 
 
-def _student_row(label: str, runs: list[dict[str, Any]], missing: list[str]) -> Row:
+def _student_row(label: str, runs: list[dict[str, Any]], missing: list[str], metric_of: _MetricOf) -> Row:
+    found = [run["metrics"].get(metric_of(run)) for run in runs]
     teachers = dict.fromkeys(run["teacher"]["id"] for run in runs if run["teacher"] is not None)
     return Row(
         label=label,
-        metric=runs[0]["primary_metric"] if runs else None,
-        values=[float(run["metrics"][run["primary_metric"]]) for run in runs],
+        metric=metric_of(runs[0]) if runs else None,
+        values=[float(value) for value in found if value is not None],
         bits=runs[0]["size"]["bits"] if runs else None,
         simulated_mb=fmean(run["size"]["simulated_bytes"] for run in runs) / _MB if runs else None,
         compression=fmean(run["size"]["compression"] for run in runs) if runs else None,

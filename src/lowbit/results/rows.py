@@ -1,19 +1,24 @@
 """What goes into a table (a cell per job) and what comes out (a row per group of seeds)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from typing import Any
+
+from lowbit.results.scores import Comparison, Published, compare, std
 
 TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One job of a sweep: where its run lives, what the sweep set, and the command that fills it."""
+    """One job of a sweep: where its run lives, what the sweep set, the command that fills it, its resolved config."""
 
     run_dir: Path
     labels: dict[str, str]
     command: str
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Row:
     teacher_id: str | None = None
     commits: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
+    published: Published | None = None
 
     @property
     def mean(self) -> float | None:
@@ -43,11 +49,14 @@ class Row:
     @property
     def std(self) -> float | None:
         """Sample standard deviation over the seeds (ddof=1)."""
-        if len(self.values) < 2:
+        return std(self.values)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The mean against the published value, where both are there."""
+        if self.published is None or not self.values or self.metric is None:
             return None
-        # Not statistics.stdev: it fails on the inf of a diverged run.
-        mean = fmean(self.values)
-        return float((sum((value - mean) ** 2 for value in self.values) / (len(self.values) - 1)) ** 0.5)
+        return compare(self.values, self.metric, self.published)
 
     @property
     def status(self) -> str:
@@ -55,3 +64,11 @@ class Row:
         if self.n == 0:
             return "not run"
         return "done" if self.n == self.expected else f"{self.n} of {self.expected} seeds"
+
+
+def get(config: Mapping[str, Any], dotted: str) -> Any:
+    """Return the value of a dotted key, None where there is none."""
+    node: Any = config
+    for key in dotted.split("."):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node

@@ -1,12 +1,14 @@
-"""Tables of rows: a DataFrame, Markdown, LaTeX, CSV, the terminal."""
+"""Tables of rows, a line per method: a DataFrame, Markdown, LaTeX, CSV, HTML, the terminal."""
 
 import csv
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from lowbit.results.formats import FORMATS, Format, Grid, write_grid
 from lowbit.results.rows import Row
-from lowbit.results.text import cells, columns, provenance
+from lowbit.results.scores import Comparison, Published
+from lowbit.results.text import cells, columns, notes_on, provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Format", "print_table", "provenance", "render", "to_frame"]
 
-Format = Literal["md", "csv", "latex"]
 _STYLE = {"done": "green", "not run": "red"}
 _MIN_WIDTH = 80
 _ROOMY_WIDTH = 100
@@ -24,12 +25,7 @@ _CSV_COLUMNS = (
     *("bits", "size_mb", "compression", "steps", "seconds", "status"),
     *("teacher_id", "commit", "device"),
 )
-# One pass over the text, so that the backslashes of a replacement are not escaped again.
-_LATEX = str.maketrans(
-    {char: f"\\{char}" for char in "&%$#_{}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
-)
+_CSV_PUBLISHED = ("published", "published_high", "published_std", "difference", "tolerance", "vs_paper")
 
 
 def to_frame(rows: Sequence[Row]) -> "pd.DataFrame":
@@ -39,34 +35,56 @@ def to_frame(rows: Sequence[Row]) -> "pd.DataFrame":
     return pd.DataFrame(cells(rows), columns=[name for name, _ in columns(rows)])
 
 
-def render(rows: Sequence[Row], fmt: Format) -> str:
-    """The table as text: `md` for GitHub, `latex` with booktabs rules, `csv` with raw unrounded numbers.
+def render(rows: Sequence[Row], fmt: Format, title: str = "") -> str:
+    """The table as text: `md` for GitHub, `latex` with booktabs rules, a page of `html`, `csv` with unrounded numbers.
 
     Raises:
         ValueError: `fmt` is none of these.
     """
-    if fmt == "md":
-        return _markdown(rows)
-    if fmt == "latex":
-        return _latex(rows)
-    if fmt == "csv":
-        return _csv(rows)
-    raise ValueError(f"unknown table format {fmt!r}, choose one of md, csv, latex")
+    if fmt not in FORMATS:
+        raise ValueError(f"unknown table format {fmt!r}, choose one of {', '.join(FORMATS)}")
+    return _csv(rows) if fmt == "csv" else write_grid(grid_of(rows, fmt, title), fmt)
+
+
+def grid_of(rows: Sequence[Row], fmt: Format, title: str) -> Grid:
+    """The rows as text cells; all that goes with them stands on a page of `html` only."""
+    heads, body = columns(rows), cells(rows)
+    notes = notes_on([row.published for row in rows if row.published])
+    if fmt != "html":  # the others are pasted into texts, which say the rest themselves
+        return Grid(heads, body, notes=[*notes, provenance(rows)] if notes else [])
+    styles = {(number, len(heads) - 1): row.status.replace(" ", "-") for number, row in enumerate(rows)}
+    missing = dict.fromkeys(command for row in rows for command in row.missing)
+    return Grid(heads, body, title, styles, notes=[*notes, provenance(rows)], commands=list(missing))
 
 
 def print_table(rows: Sequence[Row], title: str, console: "Console | None" = None) -> None:
     """Print the table, its provenance, and the commands that fill the missing cells."""
     from rich.console import Console
-    from rich.text import Text
 
     console = console or Console()
     # Not cropped: a terminal narrower than the table wraps its lines, which is ugly, but keeps every digit.
     console.print(_rich(rows, title, console.width), crop=False)
-    console.print(Text(provenance(rows)), soft_wrap=True)
-    missing = dict.fromkeys(command for row in rows for command in row.missing)
-    if missing:
+    print_origin(rows, console)
+
+
+def print_origin(rows: Sequence[Row], console: "Console") -> None:
+    """Print the provenance of the rows, and the commands that fill the missing cells."""
+    print_notes(
+        [*notes_on([row.published for row in rows if row.published]), provenance(rows)],
+        list(dict.fromkeys(command for row in rows for command in row.missing)),
+        console,
+    )
+
+
+def print_notes(notes: Sequence[str], commands: Sequence[str], console: "Console") -> None:
+    """Print what stands below a table."""
+    from rich.text import Text
+
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
+    if commands:
         console.print(Text("\nTo fill the missing cells:"))
-        for command in missing:
+        for command in commands:
             # Text and soft wrap: brackets stay brackets, and a copied command stays one line.
             console.print(Text(f"  {command}"), soft_wrap=True)
 
@@ -97,28 +115,21 @@ def _rich(rows: Sequence[Row], title: str, width: int) -> "Table":
     return table
 
 
-def _markdown(rows: Sequence[Row]) -> str:
-    heads = columns(rows)
-    lines = [[name for name, _ in heads], ["---" if align == "left" else "---:" for _, align in heads], *cells(rows)]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-def _latex(rows: Sequence[Row]) -> str:
-    def line(texts: Sequence[str]) -> str:
-        return " & ".join(text.translate(_LATEX) for text in texts) + r" \\"
-
-    heads = columns(rows)
-    spec = "".join(align[0] for _, align in heads)
-    top = [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", line([name for name, _ in heads]), r"\midrule"]
-    return "\n".join([*top, *map(line, cells(rows)), r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
 def _csv(rows: Sequence[Row]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
+    published = any(row.published for row in rows)
+    writer.writerow([*_CSV_COLUMNS, *(_CSV_PUBLISHED if published else ())])
     for row in rows:
         sizes = [row.bits, row.simulated_mb, row.compression, row.steps, row.seconds]
         origin = [row.teacher_id, "; ".join(row.commits), "; ".join(row.devices)]
-        writer.writerow([row.label, row.metric, row.mean, row.std, row.n, row.expected, *sizes, row.status, *origin])
+        line = [row.label, row.metric, row.mean, row.std, row.n, row.expected, *sizes, row.status, *origin]
+        writer.writerow([*line, *(numbers_of(row.published, row.comparison) if published else ())])
     return buffer.getvalue()
+
+
+def numbers_of(published: Published | None, comparison: Comparison | None) -> list[object]:
+    """The published value and the difference to it as raw numbers in the unit of papers, and the verdict."""
+    values = [None] * 3 if published is None else [published.low, published.high, published.std]
+    judged = [None] * 3 if comparison is None else [comparison.difference, comparison.tolerance, comparison.verdict]
+    return [*values, *judged]

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from statistics import fmean
 
+from lowbit.results.formats import Align
 from lowbit.results.rows import TEACHER, Row
+from lowbit.results.scores import CHECKPOINT, RULE, Comparison, Published, scale_of, std
 
-Align = Literal["left", "right"]
 EMPTY = "-"
-# Papers print these times 100; run.json holds them as fractions.
-_IN_PERCENT = ("accuracy", "matthews", "mcc", "f1", "pearson", "spearman")
+_PUBLISHED: tuple[tuple[str, Align], ...] = (("published", "right"), ("difference", "right"), ("vs paper", "left"))
 
 
 def columns(rows: Sequence[Row]) -> list[tuple[str, Align]]:
@@ -23,6 +23,7 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, Align]]:
     return [
         ("method", "left"),
         *value,
+        *(_PUBLISHED if any(row.published for row in rows) else ()),
         ("bits (W-E-A)", "right"),
         ("size (MB)", "right"),
         ("compression", "right"),
@@ -37,11 +38,13 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     mixed = len(_metrics(rows)) > 1
     # One teacher needs no name; several (a sweep over data sets) would be indistinguishable without it.
     several = sum(row.label == TEACHER for row in rows) > 1
+    published = any(row.published for row in rows)
     return [
         [
             f"{TEACHER} {row.teacher_id}" if several and row.label == TEACHER else row.label,
             *([_spoken(row.metric) if row.metric else EMPTY] if mixed else []),
-            _score(row),
+            score(row),
+            *(judged(row.published, row.comparison) if published else []),
             row.bits or EMPTY,
             _significant(row.simulated_mb),
             EMPTY if row.compression is None else f"{row.compression:.1f}x",
@@ -53,12 +56,40 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     ]
 
 
+def judged(published: Published | None, comparison: Comparison | None) -> list[str]:
+    """The published value, the difference to it and the verdict."""
+    if comparison is None:
+        return [EMPTY if published is None else str(published), EMPTY, EMPTY]
+    return [str(published), f"{comparison.difference:+.2f}", comparison.verdict]
+
+
+def notes_on(published: Sequence[Published]) -> list[str]:
+    """What to know about published values: the rule, their sources, what is assumed."""
+    if not published:
+        return []
+    sources = dict.fromkeys(source for value in published for source in value.sources)
+    assumed = dict.fromkeys(text for value in published for text in value.assumed)
+    notes = [f"{RULE}. A range: sources differ, and the nearer end counts." if _ranges(published) else f"{RULE}."]
+    notes.append("Scores are those of the last weights; papers may report the best on the development set.")
+    notes.append(f"Published: {'; '.join(sources)}.")
+    return [*notes, *(f"Assumed: {text}." for text in assumed)]
+
+
+def _ranges(published: Sequence[Published]) -> bool:
+    return any(value.low != value.high for value in published)
+
+
 def provenance(rows: Sequence[Row]) -> str:
     """One line: the commits and devices of the runs, and which checkpoint was evaluated."""
-    commits = dict.fromkeys(commit for row in rows for commit in row.commits)
-    devices = dict.fromkeys(device for row in rows for device in row.devices)
-    parts = [_agreed("commit", list(commits)), _agreed("device", list(devices)), "checkpoint last"]
-    return "; ".join(parts) if commits else "no run has finished"
+    return origin(
+        [commit for row in rows for commit in row.commits], [device for row in rows for device in row.devices]
+    )
+
+
+def origin(commits: Sequence[str], devices: Sequence[str]) -> str:
+    """Do the same from the commits and devices themselves."""
+    parts = [_agreed("commit", list(dict.fromkeys(commits))), _agreed("device", list(dict.fromkeys(devices)))]
+    return "; ".join([*parts, CHECKPOINT]) if commits else "no run has finished"
 
 
 def _agreed(name: str, values: list[str]) -> str:
@@ -74,14 +105,19 @@ def _spoken(metric: str) -> str:
     return metric.replace("/", " ")
 
 
-def _score(row: Row) -> str:
-    mean, std = row.mean, row.std
-    if mean is None:
+def score(row: Row) -> str:
+    """The mean and, of several seeds, the standard deviation of a row's metric; times 100 where papers print it so."""
+    return score_text(row.values, row.metric)
+
+
+def score_text(values: Sequence[float], metric: str | None) -> str:
+    """The same of the values themselves."""
+    if not values:
         return EMPTY
-    percent = any(name in (row.metric or "").rsplit("/", 1)[-1].lower() for name in _IN_PERCENT)
-    scale, decimals = (100.0, 2) if percent else (1.0, _decimals(mean, 4))
+    mean, spread, scale = fmean(values), std(values), scale_of(metric)
+    decimals = 2 if scale != 1.0 else _decimals(mean, 4)
     text = f"{scale * mean:.{decimals}f}"
-    return text if std is None else f"{text} ± {scale * std:.{decimals}f} ({len(row.values)})"
+    return text if spread is None else f"{text} ± {scale * spread:.{decimals}f} ({len(values)})"
 
 
 def _seconds(seconds: float | None) -> str:

@@ -45,7 +45,7 @@ def bench_step(config: Config | None, shape: str | None, rounds: int, threads: i
         torch.set_num_threads(threads)
     if config is None:
         what = shape or PUBLISHED_SHAPE
-        config, info, batch = _from_shape(what)
+        config, info, batch = config_of_shape(what)
     else:
         data = make_datamodule(config, config.seed)
         info, batch = data.info, next(iter(data.train_dataloader()))
@@ -67,7 +67,12 @@ def bench_step(config: Config | None, shape: str | None, rounds: int, threads: i
     return _report(times, f"{what}; {device_name()}, torch {torch.__version__}, float32")
 
 
-def _from_shape(shape: str) -> tuple[Config, DataInfo, Batch]:
+def config_of_shape(shape: str) -> tuple[Config, DataInfo, Batch]:
+    """Return a run of TernaryBERT with a model of the shape, its data set's facts and a batch.
+
+    Raises:
+        ValueError: a shape that cannot be read.
+    """
     sizes = _read_shape(shape)
     config = to_config(compose(["data=agreement", "model=bert_micro", "method=ternarybert", "budget.steps=1000"]))
     config.model.hidden_size, config.model.num_layers = sizes["hidden"], sizes["layers"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,15 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for option, value in _MALLOC_OPTIONS.items():
             mallopt(option, value)
+
+
+def process_age() -> float | None:
+    """Return the seconds since this process was started; None where the system does not tell."""
+    try:
+        started = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return None
 
 
 def environment(accelerator: str) -> dict[str, Any]:

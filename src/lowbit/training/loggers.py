@@ -1,21 +1,47 @@
-"""Loggers: metrics.csv that survives interruptions, and Weights & Biases."""
+"""The loggers of a run: metrics.csv that survives interruptions, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
 import csv
-import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.loggers import Logger
+from numpy.typing import NDArray
 
-from lowbit.config.schema import Config, LoggerMode
+from lowbit.config.schema import Config
 from lowbit.results import write_text
+from lowbit.results.run_folder import METRICS_FILE
+from lowbit.training.tensorboard_run import TensorBoardRun
+from lowbit.training.wandb_run import Tracked, open_wandb
 
-METRICS_FILE = "metrics.csv"
 _FLUSH_EVERY = 50
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A logger that is told which stage begins, and at which step of the recipe."""
+
+    def start_stage(self, stage: str, first_step: int) -> None:
+        """Name the stage of the coming rows."""
+
+
+@runtime_checkable
+class Showcase(Protocol):
+    """A logger that shows more than numbers over steps."""
+
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        """Show values of the whole run."""
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Show a table."""
+
+    def log_image(self, name: str, image_HWC: NDArray[Any], step: int) -> None:
+        """Show a picture, RGB in bytes."""
+
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
 
 
 class MetricsFile(Logger):
@@ -40,6 +66,11 @@ class MetricsFile(Logger):
         """Name the stage of the coming rows and drop rows from `first_step` on: they will come again."""
         self.stage = stage
         self._rows = [row for row in self._rows if int(row["step"]) < first_step]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows so far, those of interrupted attempts as text."""
+        return self._rows
 
     @property
     def name(self) -> str:
@@ -94,44 +125,14 @@ def _cell(value: Any) -> str:
     return f"{value:.8g}" if isinstance(value, float) else str(value)
 
 
-def wandb_mode(mode: LoggerMode) -> str:
-    """Resolve `auto`: online if a key is set, else offline."""
-    if mode is LoggerMode.auto:
-        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    return mode.name
+def build_loggers(config: Config, tracked: Tracked) -> list[Logger]:
+    """Return metrics.csv, TensorBoard if asked for and, unless disabled, one W&B run.
 
-
-def build_loggers(config: Config, run_id: str, folder: Path, resolved: dict[str, Any]) -> list[Logger]:
-    """Return metrics.csv and, unless disabled, one W&B run whose id is the run id."""
-    loggers: list[Logger] = [MetricsFile(folder)]
-    mode = wandb_mode(config.logger.mode)
-    if mode == "disabled":
-        return loggers
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
-
-    settings = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True)
-    wandb_logger = WandbLogger(
-        project=config.logger.project,
-        entity=config.logger.entity,
-        id=run_id,
-        name=f"{config.name}-s{config.seed}",
-        group=config.sweep or config.name,
-        job_type=config.method.name,
-        tags=[config.data.name, config.model.name, config.quantizer.name, *config.logger.tags],
-        offline=mode == "offline",
-        save_dir=str(folder),
-        resume="allow",
-        log_model=False,
-        settings=settings,
-    )
-    wandb_logger.log_hyperparams(resolved)
-    return [*loggers, wandb_logger]
-
-
-def finish_wandb(*, failed: bool) -> None:
-    """Close the job's W&B run, so that nothing leaks into the next job of this process."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=int(failed))
+    Raises:
+        ValueError: W&B refuses the run.
+    """
+    loggers: list[Logger] = [MetricsFile(tracked.folder)]
+    if config.logger.tensorboard:
+        loggers.append(TensorBoardRun(tracked.folder, tracked.stages))
+    wandb_run = open_wandb(config, tracked)
+    return loggers if wandb_run is None else [*loggers, wandb_run]

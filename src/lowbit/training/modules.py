@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -9,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from lowbit.data import DataInfo, StepDataModule
+from lowbit.data.shares import take_weights
 from lowbit.modeling import Instrument, Plan, Trace
 from lowbit.recipes import Stage
 from lowbit.training.gradient_share import RegularizerShare
 from lowbit.training.guards import check_finite
-from lowbit.training.optimizers import build_optimizer
+from lowbit.training.optimizers import build_optimizer, has_scales
 from lowbit.training.quantization import QuantizationSteps
 from lowbit.training.randomness import seed_step
+from lowbit.training.ranks import mean_over_ranks
 from lowbit.training.schedules import build_schedule
 
 Batch = dict[str, Tensor]
@@ -43,6 +47,11 @@ class FinetuneModule(L.LightningModule):
         self._scores: dict[str, Any] = {}  # of the running evaluation, by the first part of the logged name
         self.seed = seed
         self._share = RegularizerShare(self.quantization.sites)
+        self._weights: Mapping[str, float] | None = (
+            None  # of this rank's share of the batch, by what losses average over
+        )
+        self._schedule = build_schedule(stage.scheduler, stage.steps)
+        self._scale_lr = stage.optimizer.scale_lr if has_scales(student.model) else None
 
     @property
     def stage_name(self) -> str:
@@ -64,6 +73,10 @@ class FinetuneModule(L.LightningModule):
         """What the progress display shows for the last step."""
         return self.stage.name
 
+    def phase_values(self) -> dict[str, float]:
+        """Return what is logged of the phase: nothing without an intervention."""
+        return {}
+
     @property
     def is_logged_step(self) -> bool:
         """Whether what costs time is computed for the log at this step."""
@@ -77,22 +90,37 @@ class FinetuneModule(L.LightningModule):
         """Compute the loss; return it with every term by name, and log both."""
         seed_step(self.seed, self.stage.first_step + self.global_step)
         total, terms = self.losses(batch, self.global_step)
-        check_finite(total, terms, self.stage, self.global_step)
         logged = {name: value.detach() for name, value in terms.items()}
+        if self._weights is not None:
+            total, logged = _of_all_ranks(total, logged)
+        check_finite(total, logged, self.stage, self.global_step)
         self.log("train/loss", total.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in logged.items()})
-        self.log("train/lr", self.learning_rate())
-        if self.is_logged_step:
-            self.log_dict(self.quantization.logged())
+        if self.is_logged_step:  # Lightning takes a tenth of a millisecond for each value, whether it is written or not
+            self._log_step(logged)
             self._measure_regularizer(terms)
-        self.log("step", float(self.stage.first_step + self.global_step))  # loggers count steps of the recipe
         return {"loss": total, "terms": logged}
+
+    def _log_step(self, terms: dict[str, Tensor]) -> None:
+        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        self.log("train/lr", self.learning_rate())
+        if self._scale_lr is not None:
+            self.log("train/lr_scales", self._scale_lr * self._schedule(self.global_step))
+        self.log_dict({**self.phase_values(), **self.quantization.logged()})
+        self.log("step", float(self.stage.first_step + self.global_step))  # loggers count steps of the recipe
 
     def losses(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the loss terms at a step of the stage, and the terms."""
         student, teacher = self.traces(batch, step)
-        given = (batch.get("labels"), batch.get("soft_labels"), self.quantization.sites)
+        labels = batch.get("labels")
+        if labels is not None and "word_starts" in batch:  # padding and further pieces of words have no label
+            starts_BL = batch["word_starts"]
+            student, labels = student.at_tokens(starts_BL), labels[starts_BL]
+            teacher = None if teacher is None else teacher.at_tokens(starts_BL)
+        given = (labels, batch.get("soft_labels"), self.quantization.sites)
         terms = {name: term(student, teacher, *given) for name, term in self.stage.losses.items()}
+        if self._weights is not None:
+            units = {name: term.unit for name, term in self.stage.losses.items()}
+            terms = {name: term * self._weights.get(units[name] or "", 1.0) for name, term in terms.items()}
         first, *rest = (self.stage.losses[name].weight_at(step, self.stage.steps) * terms[name] for name in terms)
         return sum(rest, first), terms
 
@@ -101,9 +129,16 @@ class FinetuneModule(L.LightningModule):
             if term.kind == "obr":
                 self._share.measure(term.weight_at(self.global_step, self.stage.steps) * terms[name])
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Take the weights out of a batch that is one rank's share; a whole one has none."""
+        self._weights = take_weights(batch)
+        return batch
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Show the quantizers the optimizer's state."""
-        self.quantization.begin(self.global_step, self.optimizers(use_pl_optimizer=False))
+        weight = 1.0 if self._weights is None else self._weights["rows"]
+        whole = self.trainer.world_size / weight if weight > 0 else 1.0
+        self.quantization.begin(self.global_step, self.optimizers(use_pl_optimizer=False), whole)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log how strongly the weights are regularized; add the gradients of corrections that are losses."""
@@ -120,15 +155,14 @@ class FinetuneModule(L.LightningModule):
 
     def learning_rate(self) -> float:
         """Return the learning rate of the coming update."""
-        schedule = build_schedule(self.stage.scheduler, self.stage.steps)
-        return self.stage.optimizer.lr * schedule(self.global_step)
+        return self.stage.optimizer.lr * self._schedule(self.global_step)
 
     def traces(self, batch: Batch, step: int) -> tuple[Trace, Trace | None]:
         """Run the forward passes of one training step."""
         return self.instrument.run(batch, self.stage.fields), None
 
     def evaluate(self, batch: Batch, view: str) -> Tensor:
-        """Return logits (BC; BSL for spans) of the student seen through `view`."""
+        """Return logits (BC; BSL for spans, BLC for tags) of the student seen through `view`."""
         return self.instrument.run(batch).logits
 
     def on_validation_epoch_start(self) -> None:
@@ -141,31 +175,61 @@ class FinetuneModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the metric of every view of this validation split."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        names = ("val", *(f"val_{name}" for name in data.info.more_validation))
-        self._update(names[dataloader_idx], batch)
+        self._update(self._validation_names[dataloader_idx], batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the metric of every view."""
         self._update("test", batch)
+
+    def _is_shared(self, name: str) -> bool:
+        """Whether the ranks share out the evaluation of a split."""
+        if self.trainer.world_size == 1:
+            return False
+        data: StepDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        split = data.splits.test if name == "test" else data.validation_splits[self._validation_names.index(name)]
+        assert split is not None
+        return data.is_shared(split)
 
     def _update(self, split: str, batch: Batch) -> None:
         for view in self.views:
             logits_BC = self.evaluate(batch, view)
             prefix = split if view == "plain" else f"{split}_{view}"
             if prefix not in self._scores:
-                self._scores[prefix] = self._metric.clone().to(logits_BC.device)
-            # Spans are scored by the texts of their rows.
-            self._scores[prefix].update(logits_BC, batch.get("rows", batch["labels"]))
+                self._scores[prefix] = _metric_of(self._metric, self._is_shared(split)).to(logits_BC.device)
+            # Spans are scored by the texts of their rows, ranked pages with those of their query.
+            truth = next(batch[key] for key in ("rows", "ranked", "labels") if key in batch)
+            self._scores[prefix].update(logits_BC, truth)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
-        for prefix, metric in self._scores.items():
-            found = metric.compute()
-            values = found if isinstance(found, dict) else {self.metric_name: found}
-            self.log_dict({f"{prefix}/{name}": value for name, value in values.items()})
+        found = {prefix: metric.compute() for prefix, metric in self._scores.items()}
+        values = {p: value if isinstance(value, dict) else {self.metric_name: value} for p, value in found.items()}
+        for prefix, named in {**values, **self._means(values)}.items():
+            self.log_dict({f"{prefix}/{name}": value for name, value in named.items()})
         # An evaluation belongs to the row of the last update, not to the first step of what comes next.
         self.log("step", float(self.stage.first_step + self.last_step))
+
+    def _means(self, values: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Return the means over the validation splits, where the data set wants them, of each view."""
+        if not self._data_info.averaged or "val" not in values:
+            return {}
+        means = {}
+        for view in self.views:
+            ending = "" if view == "plain" else f"_{view}"
+            splits = [values[f"{name}{ending}"] for name in self._validation_names]
+            means[f"val_mean{ending}"] = {
+                name: torch.stack([split[name] for split in splits]).mean() for name in splits[0]
+            }
+        return means
+
+    @property
+    def _data_info(self) -> DataInfo:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.info  # type: ignore[no-any-return]
+
+    @property
+    def _validation_names(self) -> tuple[str, ...]:
+        return ("val", *(f"val_{name}" for name in self._data_info.more_validation))
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics."""
@@ -173,20 +237,23 @@ class FinetuneModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the stage's optimizer and schedule, fresh."""
-        schedule = build_schedule(self.stage.scheduler, self.stage.steps)
         # A fused optimizer unscales float16 gradients inside its step, after the clipping below has seen them.
         fused = self.trainer.precision != "16-mixed"
-        optimizer, scheduler = build_optimizer(self.student, self.stage.optimizer, schedule, fused=fused)
+        optimizer, scheduler = build_optimizer(self.student, self.stage.optimizer, self._schedule, fused=fused)
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip the global norm for AdamW (BertAdam clips each tensor itself), then add coupled corrections."""
+        """Clip the gradients, then add coupled corrections."""
+        self.clip_gradients_of_stage()
+        self.quantization.before_update(self.global_step)
+
+    def clip_gradients_of_stage(self) -> None:
+        """Clip the global norm for AdamW; BertAdam clips each tensor itself."""
         settings = self.stage.optimizer
         if settings.kind == "adamw" and settings.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.student.parameters(), settings.max_grad_norm, foreach=True)
-        self.quantization.before_update(self.global_step)
 
 
 class DistillationModule(FinetuneModule):
@@ -210,6 +277,13 @@ class DistillationModule(FinetuneModule):
         """The stage and, where it intervenes, the sites of the last step."""
         intervention = self.stage.intervention_at(self.last_step, self.seed)
         return self.stage.name if intervention is None else f"{self.stage.name}:{'+'.join(sorted(intervention.sites))}"
+
+    def phase_values(self) -> dict[str, float]:
+        """Return the teacher's share at each site where the stage intervenes, in the layers that this step covers."""
+        intervention = self.stage.intervention_at(self.global_step, self.seed)
+        if intervention is None or self.stage.intervention is None:
+            return {}
+        return {f"phase/{site}": intervention.mix_of(site) for site in sorted(self.stage.intervention.sites)}
 
     def traces(self, batch: Batch, step: int) -> tuple[Trace, Trace]:
         """Run the teacher for what losses and intervention ask for, then the student under the plan."""
@@ -242,3 +316,20 @@ class DistillationModule(FinetuneModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the teacher that is here back in, so that loading stays strict for everything else."""
         checkpoint["state_dict"].update({f"teacher.{k}": v for k, v in self.teacher.state_dict().items()})
+
+
+def _of_all_ranks(total: Tensor, terms: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return total and terms with the values of the whole batch; the total keeps this rank's gradient."""
+    total_all, *terms_all = mean_over_ranks(
+        torch.stack([value.to(total.dtype) for value in (total.detach(), *terms.values())])
+    ).unbind()
+    return total + (total_all - total.detach()), dict(zip(terms, terms_all, strict=True))
+
+
+def _metric_of(metric: Metric | MetricCollection, shared: bool) -> Metric | MetricCollection:
+    """Return a fresh metric; one that is not shared is of this rank's rows alone, which are all."""
+    own = metric.clone()
+    if not shared:
+        for part in own.values() if isinstance(own, MetricCollection) else [own]:
+            part.distributed_available_fn = lambda: False
+    return own

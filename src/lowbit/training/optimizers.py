@@ -162,6 +162,11 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
+def has_scales(model: nn.Module) -> bool:
+    """Whether the quantizers of a model learn scales: the parameters that `scale_lr` is for."""
+    return any(n in SCALES for q in quantizers_of(model).values() for n, _ in q.named_parameters(recurse=False))
+
+
 def build_optimizer(
     model: nn.Module, settings: OptimizerSettings, schedule: Schedule, *, fused: bool = True
 ) -> tuple[Optimizer, Any]:

@@ -45,10 +45,10 @@ class QuantizationSteps:
         if stage.oscillation is not None and watched:
             self.tracker = OscillationTracker(self.sites, stage.oscillation.momentum, stage.oscillation.threshold)
 
-    def begin(self, step: int, optimizer: Any) -> None:
-        """Before the forward pass of a step of the stage."""
+    def begin(self, step: int, optimizer: Any, whole: float = 1.0) -> None:
+        """Before the forward pass of a step of the stage; `whole`: rows of the batch for each of this process."""
         if self._keeps:
-            begin_step(self._model, step, optimizer)
+            begin_step(self._model, step, optimizer, whole)
 
     def before_clipping(self, step: int) -> None:
         """After the backward pass: what is the gradient of a loss joins the others."""

@@ -7,6 +7,7 @@ import datetime as dt
 import os
 import socket
 import traceback
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,25 @@ from lowbit.modeling.families import family_of
 from lowbit.modeling.sizes import model_size
 from lowbit.modeling.surgery import narrow, reduce_layers, split_ternary
 from lowbit.recipes import Stage, build_recipe
-from lowbit.results import RUN_FILE, SCHEMA, Cell, collect, print_table, read_json, read_run, write_json, write_text
+from lowbit.results import (
+    RUN_FILE,
+    SCHEMA,
+    Cell,
+    LanguageTable,
+    collect,
+    print_table,
+    read_json,
+    read_run,
+    write_json,
+    write_text,
+)
+from lowbit.results.run_folder import ERROR_FILE, HOLDER_FILE, LOCK_FILE
 from lowbit.training.checkpoints import CHECKPOINT, step_of
 from lowbit.training.environment import environment, keep_freed_memory
 from lowbit.training.handover import Student, take_over, take_over_halves
-from lowbit.training.loggers import MetricsFile, build_loggers, finish_wandb
+from lowbit.training.loggers import MetricsFile, build_loggers
 from lowbit.training.modules import DistillationModule, FinetuneModule
+from lowbit.training.ranks import Ranks, is_leader, led
 from lowbit.training.setup import (
     check_data,
     check_soft_labels,
@@ -40,6 +54,7 @@ from lowbit.training.setup import (
     make_model,
     make_teacher_datamodule,
 )
+from lowbit.training.showcase import show_result, summary_of
 from lowbit.training.stage_runner import (
     WEIGHTS,
     StageRecord,
@@ -50,9 +65,9 @@ from lowbit.training.stage_runner import (
     test,
 )
 from lowbit.training.teacher import Teacher, obtain_teacher
+from lowbit.training.wandb_run import Tracked, finish_wandb, open_wandb, under_agent
 
-HOLDER_FILE = "holder.json"
-ERROR_FILE = "error.log"
+_LOCK_SECONDS = 0.5  # who only looks at the state of a run holds its lock for less
 
 
 @dataclass(frozen=True)
@@ -73,9 +88,13 @@ class Job:
 def train(cfg: DictConfig, config: Config) -> float | None:
     """Run a config to its end and return its primary metric.
 
-    A finished run is not repeated, an unfinished one is resumed; None if another process is running it.
+    A finished run is not repeated, an unfinished one is resumed; None if another process is running it, or if this is
+    one of the run's further processes (`Ranks`).
     """
-    job = Job.of(cfg, config)
+    job, ranks = Job.of(cfg, config), Ranks(config.trainer)
+    if not ranks.leads:
+        _follow(job, ranks)
+        return None
     print(f"run {config.name}/{job.run_id} seed {config.seed}", flush=True)
     if read_run(job.folder) is None:
         labels = check_soft_labels(config, checksums=True)  # the one time that all of a store is read
@@ -84,18 +103,56 @@ def train(cfg: DictConfig, config: Config) -> float | None:
         check_data(config)
     job.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(job.folder / ".lock", blocking=False):
+        with FileLock(job.folder / LOCK_FILE, timeout=_LOCK_SECONDS):
             finished = read_run(job.folder)
             if finished is None:
                 write_json(job.folder / HOLDER_FILE, {"pid": os.getpid(), "host": socket.gethostname()})
+                ranks.start()
                 finished = _guarded(job)
+                ranks.leave()
             else:
+                ranks.dismiss()
                 print(f"  finished before, nothing to train: {job.folder / RUN_FILE}", flush=True)
+                if under_agent():
+                    _tell_agent(job, finished)
     except Timeout:
+        ranks.dismiss()
         print(f"  {_holder(job.folder)} is running it; nothing to do here", flush=True)
         return None
-    print_table(collect([Cell(job.folder, {}, "")]), title=f"{config.name}/{job.run_id}")
+    cells = [Cell(job.folder, {}, "")]
+    print_table(collect(cells), title=f"{config.name}/{job.run_id}")
+    if finished["primary_metric"].startswith("val_mean/"):
+        LanguageTable(cells).print("by language")
     return float(finished["metrics"][finished["primary_metric"]])
+
+
+def _follow(job: Job, ranks: Ranks) -> None:
+    """Run the job beside its leader, silently."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        if not ranks.wait():
+            return
+        try:
+            _execute(job)
+        except Exception:
+            _leave_traceback(job.folder / ERROR_FILE)
+            raise
+    ranks.leave()
+
+
+def _leave_traceback(file: Path) -> None:
+    """Write what failed, unless another process of the run has: what fails after the first one has lost its peer."""
+    if not file.exists():
+        write_text(file, traceback.format_exc())
+
+
+def _tell_agent(job: Job, result: dict[str, Any]) -> None:
+    """Give a W&B sweep the result of a run that was finished before: the sweep waits for one of its own."""
+    stages = [stage["name"] for stage in result["stages"]]
+    wandb_run = open_wandb(job.config, Tracked(job.run_id, job.folder, result["config"], stages))
+    if wandb_run is not None:
+        wandb_run.log_metrics(result["metrics"], step=max(result["steps"] - 1, 0))
+        wandb_run.log_summary(summary_of(result))
+    finish_wandb(failed=False)
 
 
 def _guarded(job: Job) -> dict[str, Any]:
@@ -108,7 +165,7 @@ def _guarded(job: Job) -> dict[str, Any]:
         failed = False
         return result
     except Exception as error:
-        write_text(error_file, traceback.format_exc())
+        _leave_traceback(error_file)
         error.add_note(f"traceback: {error_file}")
         raise
     finally:
@@ -126,7 +183,8 @@ def _execute(job: Job) -> dict[str, Any]:
     if recipe.needs_teacher:
         teacher = obtain_teacher(config, identity.teacher_id(job.cfg), make_teacher_datamodule(config))
     resolved = identity.resolved(job.cfg)
-    loggers = build_loggers(config, job.run_id, job.folder, resolved)
+    tracked = Tracked(job.run_id, job.folder, resolved, [stage.name for stage in recipe.stages])
+    loggers = build_loggers(config, tracked) if is_leader() else []
     students: dict[str, Student] = {}
     records: list[StageRecord] = []
     for stage in recipe.stages:
@@ -161,7 +219,8 @@ def _execute(job: Job) -> dict[str, Any]:
         "finished": _now(),
         **environment(config.trainer.accelerator),
     }
-    write_json(job.folder / RUN_FILE, result)
+    led(lambda: write_json(job.folder / RUN_FILE, result))
+    show_result(loggers, result, instrument, job.folder, figures=config.logger.figures)
     return result
 
 
@@ -177,13 +236,13 @@ def _run_stage(
     folder = job.folder / "stages" / stage.name
     previous = list(students.values())[-1] if students else None
     with config_errors():  # surgery that this family does not allow
-        student = _initial_student(job.config, stage, previous, teacher, data)
-    record = finished_stage(folder)
+        student = initial_student(job.config, stage, previous, teacher, data)
+    record = led(lambda: finished_stage(folder))
     if record is not None:
         load_weights(student, folder / WEIGHTS)
         print(f"  stage {stage.name}: finished before", flush=True)
         return Student(student, load_quantizer_state(folder), stage.rules), record
-    resumed = step_of(folder / CHECKPOINT) > 0
+    resumed = led(lambda: step_of(folder / CHECKPOINT)) > 0
     same = previous is not None and stage.student == "previous" and previous.rules == stage.rules
     instrument = make_instrument(student, stage.rules, initialize=not resumed and not same)
     if previous is not None and not resumed:
@@ -216,9 +275,10 @@ def _supervisor(stage: Stage, students: dict[str, Student], teacher: Teacher | N
     return students[stage.supervisor].prepared()
 
 
-def _initial_student(
+def initial_student(
     config: Config, stage: Stage, previous: Student | None, teacher: Teacher | None, data: StepDataModule
 ) -> nn.Module:
+    """Return the model with which a stage begins; what the stage before has trained is copied."""
     if stage.student in ("previous", "split"):
         assert previous is not None
         student = copy.deepcopy(previous.model).requires_grad_(True)  # the previous one may teach, and be frozen then

@@ -17,16 +17,19 @@ from torch import Tensor, nn
 from lowbit.config.schema import TrainerConfig
 from lowbit.data import StepDataModule
 from lowbit.modeling import Instrument
+from lowbit.recipes import Stage
 from lowbit.results import read_json, write_json
+from lowbit.results.run_folder import STAGE_FILE
 from lowbit.training.callbacks import StepTimer, progress
 from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint, step_of
-from lowbit.training.loggers import MetricsFile
+from lowbit.training.heartbeat import Heartbeat
+from lowbit.training.loggers import Staged
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.quantization import calibrate_student
+from lowbit.training.ranks import is_leader, led, strategy_of
 
 WEIGHTS = "model.safetensors"
 QUANTIZERS = "quantizers.safetensors"
-RECORD = "stage.json"
 
 # What a run prints is ours; Lightning's advice about hardware and add-ons is not repeated for every stage.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -34,6 +37,9 @@ _BENIGN = (
     ".*does not have many workers.*",  # small data sets need none
     ".*module.* in eval mode at the start of training.*",  # the teacher is; on_train_start sees to the student
     ".*treespec, LeafSpec.*",  # inside Lightning
+    ".*overridden `on_before_batch_transfer`.*",  # in the module alone
+    ".*`broadcast_buffers` is deprecated.*",  # its successor is younger than the oldest torch that will do
+    ".*use `self.log\\(.*, sync_dist=True\\)`.*",  # metrics are gathered before they are logged
 )
 for _message in _BENIGN:
     warnings.filterwarnings("ignore", _message)
@@ -90,7 +96,7 @@ def load_quantizer_state(folder: Path) -> dict[str, Tensor]:
 
 def finished_stage(folder: Path) -> StageRecord | None:
     """Return the record of a stage that was finished before, or None."""
-    content = read_json(folder / RECORD)
+    content = read_json(folder / STAGE_FILE)
     return None if content is None else StageRecord(**content)
 
 
@@ -99,6 +105,8 @@ def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], 
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=strategy_of(config),
         precision=config.precision.value,
         max_steps=steps,
         max_epochs=-1,
@@ -116,25 +124,27 @@ def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], 
     )
 
 
+def stage_callbacks(config: TrainerConfig, stage: Stage, folder: Path) -> tuple[list[Callback], StepTimer]:
+    """Return what accompanies the steps of a stage, and the clock among it."""
+    timer = StepTimer()
+    callbacks = [LastCheckpoint(folder, config.checkpoint_every), timer, Heartbeat(folder, stage.steps)]
+    return callbacks + progress(config.progress and is_leader(), timer, stage.steps), timer
+
+
 def fit_stage(
     module: FinetuneModule, data: StepDataModule, config: TrainerConfig, folder: Path, loggers: list[Logger]
 ) -> StageRecord:
-    """Train a stage to its end from wherever its folder says it stands, evaluate it and write record and weights.
-
-    The weights are written before the record: a folder with a record is complete.
-    """
+    """Train a stage to its end from wherever its folder says it stands, evaluate it and write record and weights."""
     stage = module.stage
     data.first_step = stage.first_step
-    timer = StepTimer()
-    callbacks = [LastCheckpoint(folder, config.checkpoint_every), timer]
-    callbacks += progress(config.progress, timer, stage.steps)
+    callbacks, timer = stage_callbacks(config, stage, folder)
     trainer = build_trainer(config, stage.steps, callbacks, loggers)
     checkpoint = folder / CHECKPOINT
-    resumed = step_of(checkpoint)
+    resumed = led(lambda: step_of(checkpoint))
     if not resumed:
         calibrate_student(module.instrument, data, stage)
     for logger in loggers:
-        if isinstance(logger, MetricsFile):
+        if isinstance(logger, Staged):
             logger.start_stage(stage.name, stage.first_step + resumed)
     if resumed:
         print(f"  resuming stage {stage.name} at step {resumed} of {stage.steps}", flush=True)
@@ -146,11 +156,16 @@ def fit_stage(
             raise KeyboardInterrupt from exit_
         raise
     metrics = evaluate(trainer, module, data, "validate")
-    save_student(module.instrument, folder)
     record = StageRecord(stage.name, stage.steps, timer.seconds, metrics)
-    write_json(folder / RECORD, record.as_dict())
-    checkpoint.unlink(missing_ok=True)
+    led(lambda: _finish_stage(module.instrument, record, folder))
     return record
+
+
+def _finish_stage(student: Instrument, record: StageRecord, folder: Path) -> None:
+    """Write the weights before the record: a folder with a record is complete."""
+    save_student(student, folder)
+    write_json(folder / STAGE_FILE, record.as_dict())
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def test(module: FinetuneModule, data: StepDataModule, config: TrainerConfig) -> dict[str, float]:

@@ -1,0 +1,106 @@
+"""`lowbit ablate`: what each part of a recipe is worth."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+
+from lowbit.cli.launchers import add_options, make_launcher
+from lowbit.cli.sweep import tell_failures
+from lowbit.cli.verbs import OVERRIDES, AddVerb, check_jobs
+from lowbit.config import compose as C
+from lowbit.config import identity
+from lowbit.config.problems import ConfigError, nearest
+from lowbit.execution.ablation import Arm, Skipped, effects, metric_of, plan_ablation
+from lowbit.execution.states import state_of
+from lowbit.execution.sweep import run_sweep
+from lowbit.execution.variants import SLOTS, Variant, build_variants
+from lowbit.execution.views import print_plan
+from lowbit.results.effects import effects_csv, effects_grid
+from lowbit.results.formats import write_grid
+from lowbit.results.terminal import print_grid
+
+_OVER = "over="
+_EXAMPLE = "lowbit ablate experiment=digits/ti_g over=losses,intervention seed=1,2,3"
+
+
+def add(verb: AddVerb) -> None:
+    """Add the verb."""
+    ablate = verb("ablate", _ablate, "run a recipe with parts left out or alone, and show what each is worth", _EXAMPLE)
+    ablate.add_argument(
+        "overrides", nargs="*", help=f"over=SLOT,... of {', '.join(SLOTS)}; seed=1,2,3; and {OVERRIDES}"
+    )
+    ablate.add_argument(
+        "--with", dest="more", action="append", default=[], metavar="KEY=VALUE", help="one more variant: this override"
+    )
+    ablate.add_argument("--format", choices=("md", "csv"), help="default: a table for the terminal")
+    add_options(ablate)
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    base, slots, seeds = _parsed(args.overrides)
+    cfg, config = check_jobs([[*base, seed] for seed in seeds])[0]
+    variants = build_variants(identity.resolved(cfg), slots)
+    unused = [slot for slot in slots if all(variant.slot != slot for variant in variants)]
+    variants += [Variant("--with", word, (word,)) for word in args.more]
+    if not variants:
+        name = config.method.name
+        raise ConfigError([f"over={','.join(slots)}: nothing of it can be left out or chosen in method={name}"])
+    arms, skipped = plan_ablation(base, variants, seeds)
+    jobs = [job for arm in arms for job in arm.jobs]
+    # A table to be redirected into a file is alone there.
+    with nullcontext() if args.format is None else redirect_stdout(sys.stderr):
+        _tell_skipped(skipped, unused)
+        if args.dry_run:
+            print_plan(jobs, {job.run_id: state_of(job) for job in jobs}, args.jobs or 1)
+            return 0
+        launcher, view = make_launcher(args, "ablate", jobs[0].outputs, jobs)
+        failures = run_sweep(jobs, launcher, view)
+    tell_failures(failures, len(jobs))
+    _show(arms, args.format)
+    return 1 if failures else 0
+
+
+def _parsed(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the recipe's overrides, the slots, and an override for each seed.
+
+    Raises:
+        ConfigError: slots or seeds that cannot be.
+    """
+    over = [word.removeprefix(_OVER) for word in words if word.startswith(_OVER)]
+    rest = [word for word in words if not word.startswith((_OVER, "seed="))]
+    slots = list(dict.fromkeys(slot for text in over for slot in text.strip("[]").split(",") if slot))
+    if not slots:
+        raise ConfigError([f"over=...: name what is varied: {', '.join(SLOTS)}. For example {_EXAMPLE}"])
+    problems = [
+        f"over={slot}: no such slot. {nearest(slot, SLOTS)}Allowed: {', '.join(SLOTS)}"
+        for slot in slots
+        if slot not in SLOTS
+    ]
+    seeds = [job[0] for job in C.expand([word for word in words if word.startswith("seed=")] or ["seed=1"])]
+    if len(C.expand(rest)) > 1:
+        problems.append("only the seed may have several values here: they are the sample of every variant")
+    if len(set(seeds)) < len(seeds):
+        problems.append(f"{', '.join(seeds)}: every seed once")
+    if problems:
+        raise ConfigError(problems)
+    return rest, slots, seeds
+
+
+def _tell_skipped(skipped: Sequence[Skipped], unused: Sequence[str]) -> None:
+    for slot in unused:
+        print(f"nothing to vary in {slot}: this recipe has none of it, or one part only")
+    for one in skipped:
+        print(f"left out: {one.variant}: {one.reason}")
+
+
+def _show(arms: Sequence[Arm], fmt: str | None) -> None:
+    found, metric = effects(arms), metric_of(arms)
+    if fmt == "csv":
+        print(effects_csv(found, metric), end="")
+    elif fmt == "md":
+        print(write_grid(effects_grid(found, metric), "md"), end="")
+    else:
+        print_grid(effects_grid(found, metric))

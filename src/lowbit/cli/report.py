@@ -1,0 +1,100 @@
+"""`lowbit report`: a sweep on one page."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowbit.cli.table import LAYOUTS, cells_of, folders_of
+from lowbit.cli.verbs import SWEEP, AddVerb, known_sweep
+from lowbit.config import compose as C
+from lowbit.config.problems import ConfigError
+from lowbit.results import Cell, build_pivot, collect, read_layout, read_papers, write_text
+from lowbit.results.formats import Grid
+from lowbit.results.pivot_text import grid_of as grid_of_pivot
+from lowbit.results.report import Group, LayerFacts, Report, groups_of, render_report
+from lowbit.results.table import grid_of
+
+_SUFFIXES = (".html", ".htm")
+
+
+def add(verb: AddVerb) -> None:
+    """Add the verb."""
+    report = verb(
+        "report",
+        _report,
+        "write a page of a sweep: table, curves, layers, commands",
+        "lowbit report demo --out demo.html",
+    )
+    report.add_argument("name", help=SWEEP)
+    report.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
+    report.add_argument("--out", type=Path, required=True, help="the page, FILE.html")
+    report.add_argument("--no-layers", action="store_true", help="leave out what is computed from the runs' weights")
+    report.add_argument(
+        "--weights-of", metavar="ROW", help="row of the table whose weights are shown; default: the best"
+    )
+
+
+def _report(args: argparse.Namespace) -> int:
+    known_sweep(args.name)
+    if args.out.suffix.lower() not in _SUFFIXES:
+        raise ConfigError([f"--out {args.out}: a report is a page of HTML; end in .html"])
+    cells = cells_of(args.name, args.overrides)
+    groups = groups_of(cells)
+    sweep = shlex.join(["lowbit", "sweep", args.name, *args.overrides])
+    if not any(group.finished for group in groups):
+        print(
+            f"no run of {args.name} has finished, so there is nothing to report. To run them: {sweep}", file=sys.stderr
+        )
+        return 1
+    chosen = _chosen(groups, args.weights_of)
+    outputs = Path(cells[0].config["paths"]["outputs"])
+    table = shlex.join(["lowbit", "table", args.name, *args.overrides])
+    page = render_report(
+        Report(
+            title=args.name,
+            about=C.first_comment("sweeps", args.name),
+            grid=_grid(args.name, cells),
+            groups=groups,
+            commands=[sweep, table, args.command],
+            facts={} if args.no_layers else _facts(groups, outputs),
+            chosen=chosen,
+            note="Left out (--no-layers)." if args.no_layers else "",
+        )
+    )
+    write_text(args.out, page)
+    print(f"wrote {args.out}")
+    return 0
+
+
+def _chosen(groups: Sequence[Group], label: str | None) -> str:
+    """Return the label of the group whose weights are shown."""
+    finished = {group.label: group for group in groups if group.finished}
+    if label is None:
+        return max(finished.values(), key=lambda group: group.score or 0.0).label
+    if label not in finished:
+        raise ConfigError([f"--weights-of {label}: no such row with a finished run; allowed: {', '.join(finished)}"])
+    return label
+
+
+def _grid(name: str, cells: Sequence[Cell]) -> Grid:
+    """Return the table that `lowbit table` shows."""
+    records, layout = read_papers(folders_of("paper")), read_layout(folders_of(LAYOUTS), name)
+    if layout is not None:
+        return grid_of_pivot(build_pivot(cells, layout, records))
+    return grid_of(collect(cells, records=records), "html", name)
+
+
+def _facts(groups: Sequence[Group], outputs: Path) -> dict[str, LayerFacts]:
+    from lowbit.training.inspection import inspect_run
+
+    facts = {}
+    for group in groups:
+        if group.finished:
+            cell, run = group.finished[0]
+            print(f"layers of {group.label}", flush=True)
+            facts[group.label] = inspect_run(run, cell.run_dir, outputs)
+    return facts

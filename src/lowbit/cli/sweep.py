@@ -1,0 +1,68 @@
+"""`lowbit sweep`, and what it shares with `lowbit train -m`: every job of a multirun that is not finished."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lowbit.cli.launchers import (
+    add_options,
+    check_options,
+    hydra_multirun,
+    hydra_words,
+    make_launcher,
+    refuse_several_devices,
+)
+from lowbit.cli.verbs import OVERRIDES, SWEEP, AddVerb, jobs_of, known_sweep
+from lowbit.execution.jobs import plan
+from lowbit.execution.states import state_of
+from lowbit.execution.sweep import Failure, run_sweep
+from lowbit.execution.views import print_plan
+
+
+def add(verb: AddVerb) -> None:
+    """Add the verb."""
+    sweep = verb(
+        "sweep", _sweep, "run every job of sweeps/NAME.yaml that is not finished", "lowbit sweep demo seed=1,2"
+    )
+    sweep.add_argument("name", help=SWEEP)
+    sweep.add_argument("overrides", nargs="*", help=OVERRIDES)
+    add_options(sweep)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    known_sweep(args.name)
+    return multirun(args, [f"+sweeps={args.name}", f"sweep={args.name}", *args.overrides], args.name)
+
+
+def multirun(args: argparse.Namespace, overrides: list[str], name: str) -> int:
+    """Run every job of the overrides that is not finished; a job that is not valid does not keep the others back.
+
+    Raises:
+        ConfigError: no job is valid, or the options do not fit.
+    """
+    check_options(args, overrides)
+    words = hydra_words(overrides)
+    jobs = plan(jobs_of([word for word in overrides if word not in words]), name)
+    if words:
+        launcher = next((word.split("=")[1] for word in words if "launcher=" in word), "basic")
+        refuse_several_devices(launcher, jobs)
+        return hydra_multirun(overrides, jobs)
+    if args.dry_run:
+        print_plan(jobs, {job.run_id: state_of(job) for job in jobs}, args.jobs or 1)
+        return 0
+    launcher_, view = make_launcher(args, name, jobs[0].outputs, jobs)
+    failures = run_sweep(jobs, launcher_, view)
+    tell_failures(failures, len(jobs))
+    return 1 if failures else 0
+
+
+def tell_failures(failures: Sequence[Failure], jobs: int) -> None:
+    """Print every failed job with its reason, the command that runs it alone, and its log."""
+    if not failures:
+        return
+    print(f"{len(failures)} of {jobs} jobs failed; the same command again retries them:", file=sys.stderr)
+    for failure in failures:
+        lines = (failure.reason, failure.job.command, f"log: {failure.job.log}")
+        print("\n    ".join([f"  - {failure.job.label}", *lines]), file=sys.stderr)

@@ -1,0 +1,136 @@
+"""Run the jobs of a sweep that are not finished, and say how each ended."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from lowbit.execution.jobs import Job
+from lowbit.execution.pool import Launcher
+from lowbit.execution.process import last_error
+from lowbit.execution.states import State, state_of
+from lowbit.execution.views import View
+from lowbit.results import write_text
+
+_SECONDS_BETWEEN_POLLS = 0.2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed, and why."""
+
+    job: Job
+    reason: str
+
+
+def run_sweep(jobs: Sequence[Job], launcher: Launcher, view: View) -> list[Failure]:
+    """Run what is missing or failed before; jobs that are done, or running elsewhere, are left alone.
+
+    Raises:
+        KeyboardInterrupt: after the running jobs have ended; a second one kills them.
+    """
+    states = {job.run_id: state_of(job) for job in jobs}
+    pending = [job for job in jobs if states[job.run_id] in (State.missing, State.failed) and not job.problems]
+    elsewhere = [job for job in jobs if states[job.run_id] is State.running]
+    failures = [refused(job) for job in jobs if job.problems]
+
+    def following() -> Iterator[Job]:
+        if not pending and not launcher.running:  # one more look at what another process was running at the start
+            pending.extend(job for job in elsewhere if state_of(job) in (State.missing, State.failed))
+            elsewhere.clear()
+        for job in _startable(pending, launcher):
+            pending.remove(job)
+            yield job
+
+    def ended(job: Job, code: int) -> None:
+        failures.extend(judged(job, code, view))
+
+    view.begin(jobs, {**states, **{job.run_id: State.missing for job in pending}})
+    drive(launcher, view, following, ended)
+    return failures
+
+
+def drive(
+    launcher: Launcher, view: View, following: Callable[[], Iterator[Job]], ended: Callable[[Job, int], None]
+) -> None:
+    """Start the jobs of `following` as they come and report those that have ended, until there are none.
+
+    Raises:
+        KeyboardInterrupt: after the running jobs have ended; a second one kills them.
+    """
+    with _terminated_like_interrupted():
+        try:
+            while True:
+                for job in following():
+                    view.started(job)
+                    launcher.start(job)
+                over = launcher.poll()
+                for job, code in over:
+                    ended(job, code)
+                if not over and not launcher.running:
+                    return
+                if not over:
+                    view.show(launcher.running)
+                    time.sleep(_SECONDS_BETWEEN_POLLS)
+        except KeyboardInterrupt:
+            if launcher.interrupt():
+                view.note("interrupted: waiting for the running jobs to stop; once more kills them")
+                while launcher.running:
+                    launcher.poll()
+                    time.sleep(_SECONDS_BETWEEN_POLLS)
+            raise
+        finally:
+            launcher.kill()
+            view.end()
+
+
+def judged(job: Job, code: int, view: View) -> list[Failure]:
+    """Show how a job ended; return its failure, if it is one."""
+    state = state_of(job)
+    if state in (State.done, State.running):  # running: another process was faster
+        view.ended(job, state)
+        return []
+    view.ended(job, State.failed)
+    return [Failure(job, f"killed by signal {-code}" if code < 0 else last_error(job.log))]
+
+
+def _startable(pending: Sequence[Job], launcher: Launcher) -> Iterator[Job]:
+    """Yield the jobs to start now: as many as there are slots, of those that wait for one teacher the first alone."""
+    free = launcher.slots - len(launcher.running)
+    in_training = {job.teacher for job in launcher.running.values()}
+    for job in list(pending):
+        if free == 0:
+            return
+        if job.teacher is not None and job.teacher in in_training and not job.teacher.exists():
+            continue
+        in_training.add(job.teacher)
+        free -= 1
+        yield job
+
+
+def refused(job: Job) -> Failure:
+    """Write the problems of a job whose config is not valid into the log where it would have told them."""
+    write_text(job.log, "\n".join([f"$ {job.command}", *job.problems]) + "\n")
+    return Failure(job, job.problems[0])
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Take SIGTERM (a batch system, a container that stops) as Ctrl-C."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,156 @@
+"""Tables of text cells as Markdown, LaTeX (booktabs) or a page of HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Literal
+
+Align = Literal["left", "right"]
+Format = Literal["md", "csv", "latex", "html"]
+FORMATS: tuple[Format, ...] = ("md", "csv", "latex", "html")
+SUFFIXES: Mapping[str, Format] = {".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
+
+# One pass over the text, so that the backslashes of a replacement are not escaped again.
+_LATEX = str.maketrans(
+    {char: f"\\{char}" for char in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
+)
+_CSS = """\
+body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5em auto; max-width: 75em; padding: 0 1em; color: #222; }
+h1 { font-size: 1.2em; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; border-block: 2px solid #222; font-variant-numeric: tabular-nums; }
+th { border-bottom: 1px solid #222; text-align: left; }
+th, td { padding: .2em .7em; }
+.right { text-align: right; }
+tr.new td { border-top: 1px solid #ccc; padding-top: .5em; }
+.match, .done { color: #12732a; }
+.below, .not-run { color: #b3261e; }
+.above { color: #1a56b0; }
+pre { overflow-x: auto; background: #f4f4f4; padding: .6em; }
+@media print { pre { white-space: pre-wrap; } }"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text.
+
+    Attributes:
+        heads: Header and alignment of each column.
+        lines: The cells.
+        title: Heading of the page.
+        styles: Class of single cells, by line and column: `match`, `below`, `above`, `not-run`, `done`.
+        groups: Lines before which there is a gap; none before the first.
+        notes: What to know about the numbers, a line each.
+        commands: Those that fill missing cells.
+    """
+
+    heads: Sequence[tuple[str, Align]]
+    lines: Sequence[Sequence[str]]
+    title: str = ""
+    styles: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    groups: frozenset[int] = frozenset()
+    notes: Sequence[str] = ()
+    commands: Sequence[str] = ()
+
+
+def format_of(path: Path) -> Format:
+    """Return the format that a file's suffix names.
+
+    Raises:
+        ValueError: it names none.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--out {path}: the suffix names no format; end in {', '.join(SUFFIXES)}, or add --format")
+    return SUFFIXES[path.suffix.lower()]
+
+
+def write_grid(grid: Grid, fmt: Format) -> str:
+    """Return the table as `md`, `latex` or `html`.
+
+    Raises:
+        ValueError: `fmt` is none of these; numbers for `csv` are not in a grid.
+    """
+    if fmt == "md":
+        return _markdown(grid)
+    if fmt == "latex":
+        return _latex(grid)
+    if fmt == "html":
+        return _html(grid)
+    raise ValueError(f"unknown table format {fmt!r}, choose one of md, latex, html")
+
+
+def _markdown(grid: Grid) -> str:
+    rule = ["---" if align == "left" else "---:" for _, align in grid.heads]
+    lines = [[name for name, _ in grid.heads], rule, *grid.lines]
+    text = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    text += "".join(f"\n{note}\n" for note in grid.notes)
+    if grid.commands:
+        text += "\nTo fill the missing cells:\n\n" + "".join(f"    {command}\n" for command in grid.commands)
+    return text
+
+
+def _latex(grid: Grid) -> str:
+    def line(texts: Sequence[str]) -> str:
+        return " & ".join(text.translate(_LATEX) for text in texts) + r" \\"
+
+    spec = "".join(align[0] for _, align in grid.heads)
+    lines = [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", line([name for name, _ in grid.heads]), r"\midrule"]
+    for number, texts in enumerate(grid.lines):
+        lines += [r"\addlinespace"] if number in grid.groups else []
+        lines.append(line(texts))
+    lines.append(r"\bottomrule")
+    for note in grid.notes:
+        text = note.translate(_LATEX)
+        lines.append(rf"\multicolumn{{{len(grid.heads)}}}{{p{{0.95\linewidth}}}}{{\footnotesize {text}}} \\")
+    lines.append(r"\end{tabular}")
+    if grid.commands:
+        lines += ["% To fill the missing cells:", *(f"%   {command}" for command in grid.commands)]
+    return "\n".join(lines) + "\n"
+
+
+def html_table(grid: Grid) -> list[str]:
+    """Return the lines of the table alone, in a box that scrolls by itself; every text in it is escaped."""
+    heads = [f'<th scope="col" class="{align}">{escape(name)}</th>' for name, align in grid.heads]
+    rows = []
+    for number, texts in enumerate(grid.lines):
+        classes = [
+            f"{align} {grid.styles.get((number, place), '')}".strip() for place, (_, align) in enumerate(grid.heads)
+        ]
+        cells = [f'<td class="{name}">{escape(text)}</td>' for name, text in zip(classes, texts, strict=True)]
+        opening = '<tr class="new">' if number in grid.groups else "<tr>"
+        rows.append(f"{opening}{''.join(cells)}</tr>")
+    return [
+        '<div class="wide"><table>',
+        f"<thead><tr>{''.join(heads)}</tr></thead>",
+        "<tbody>",
+        *rows,
+        "</tbody>",
+        "</table></div>",
+    ]
+
+
+def _html(grid: Grid) -> str:
+    """Return a page that needs no other file."""
+    lines = [
+        "<!doctype html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(grid.title)}</title>",
+        f"<style>\n{_CSS}\n</style>",
+        "</head>",
+        "<body>",
+        f"<h1>{escape(grid.title)}</h1>",
+        *html_table(grid),
+        *(f"<p>{escape(note)}</p>" for note in grid.notes),
+    ]
+    if grid.commands:
+        commands = "\n".join(map(escape, grid.commands))
+        lines += ["<p>To fill the missing cells:</p>", f"<pre>{commands}</pre>"]
+    return "\n".join([*lines, "</body>", "</html>"]) + "\n"

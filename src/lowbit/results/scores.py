@@ -1,0 +1,101 @@
+"""Scores over seeds, and how they are judged against a published value."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+Verdict = Literal["match", "below", "above"]
+
+# The one place of the tolerance rule; `RULE` and docs/tables.md say it in words.
+POINTS = 0.5
+STANDARD_ERRORS = 2.0
+RULE = (
+    f"match: |difference| <= max(published std, {STANDARD_ERRORS:g} x std / sqrt(n), {POINTS:g} points); "
+    "below and above: outside of it"
+)
+CHECKPOINT = "checkpoint last"
+# Papers print these times 100; run.json holds them as fractions.
+_IN_PERCENT = ("accuracy", "matthews", "mcc", "f1", "pearson", "spearman", "exact_match", "ndcg")
+_MIB = 2**20
+_ROUNDING = 1e-9  # 97.5 - 97 of binary fractions
+
+
+@dataclass(frozen=True)
+class Published:
+    """What papers say of the runs of a cell, in their unit; `low` and `high` differ where sources do.
+
+    Attributes:
+        low, high: The value.
+        std: Published standard deviation.
+        sources: Paper and table of each.
+        assumed: What the comparison takes for granted.
+    """
+
+    low: float
+    high: float
+    std: float | None = None
+    sources: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the value with the digits of its source."""
+        text = f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
+        return text if self.std is None else f"{text} ± {self.std:g}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measured mean against a published value, in the unit of the latter."""
+
+    difference: float
+    tolerance: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the difference is within the tolerance; nan has not met anything."""
+        if abs(self.difference) <= self.tolerance + _ROUNDING:
+            return "match"
+        return "above" if self.difference > 0 else "below"
+
+
+def compare(values: Sequence[float], metric: str, published: Published) -> Comparison:
+    """Judge the scores of a cell by the tolerance rule; of a published range the nearer end counts.
+
+    Example:
+        >>> compare([0.551, 0.557], "val/matthews", Published(55.7, 55.7)).verdict
+        'match'
+    """
+    scaled = [value * scale_of(metric) for value in values]
+    center, spread = fmean(scaled), std(scaled)
+    nearest = min(max(center, published.low), published.high)
+    error = 0.0 if spread is None else STANDARD_ERRORS * spread / math.sqrt(len(scaled))
+    # A diverged seed makes the error infinite or nan, which must not pass for agreement.
+    error = error if math.isfinite(error) else 0.0
+    return Comparison(center - nearest, max(published.std or 0.0, error, POINTS))
+
+
+def std(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (ddof=1); None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    # Not statistics.stdev: it fails on the inf of a diverged run.
+    mean = fmean(values)
+    return float((sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5)
+
+
+def scale_of(metric: str | None) -> float:
+    """Return the factor from `run.json` to the unit of papers: 100 for shares and correlations."""
+    return 100.0 if any(name in (metric or "").rsplit("/", 1)[-1].lower() for name in _IN_PERCENT) else 1.0
+
+
+def score_of(facts: Mapping[str, Any], score: str) -> float | None:
+    """Return a metric of a run or teacher, `size/mib` (simulated, 2^20 bytes) or `size/compression`; None: none."""
+    size = facts["size"]
+    if score == "size/mib":
+        return float(size.get("simulated_bytes", size["float_bytes"])) / _MIB
+    if score == "size/compression":
+        return float(size.get("compression", 1.0))
+    value = facts["metrics"].get(score)
+    return None if value is None else float(value)

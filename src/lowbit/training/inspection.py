@@ -1,0 +1,155 @@
+"""A finished run layer by layer, from its files: errors of weights and layer outputs, weights before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from lowbit.config.compose import to_config
+from lowbit.config.problems import CONFIG_ERRORS, ConfigError, explain
+from lowbit.config.schema import Config, TeacherSource
+from lowbit.data import StepDataModule
+from lowbit.modeling import Instrument, prepare
+from lowbit.quantizers import WeightSite, weight_sites
+from lowbit.recipes import Recipe, build_recipe
+from lowbit.results.report import Histogram, LayerFacts, SiteFacts
+from lowbit.training.handover import Student
+from lowbit.training.run import initial_student
+from lowbit.training.setup import make_datamodule, make_teacher_model
+from lowbit.training.stage_runner import WEIGHTS, load_quantizer_state, load_weights
+from lowbit.training.teacher import Teacher
+
+_ROWS = 64  # of the evaluation split
+_PANELS = 6
+_BINS = 61
+_TINY = 1e-12
+
+
+def inspect_run(run: Mapping[str, Any], folder: Path, outputs: Path) -> LayerFacts:
+    """Rebuild the student of a finished run as its last stage left it, and measure its layers.
+
+    Args:
+        run: Content of its run.json.
+        folder: Its folder.
+        outputs: Where the teachers are; need not be where the run was trained.
+    """
+    missing = [
+        name for stage in run["stages"] if not (folder / (name := f"stages/{stage['name']}/{WEIGHTS}")).is_file()
+    ]
+    if missing:
+        return LayerFacts(note=f"{folder / missing[0]} is not here")
+    try:
+        config = _config_of(run, outputs)
+        data = make_datamodule(config, config.seed)
+        recipe = build_recipe(config, data.steps_per_epoch)
+        teacher, note = _teacher(config, run, data) if recipe.needs_teacher else (None, "it had no teacher")
+        student = _student(config, recipe, teacher, data, folder)
+        sites = list(weight_sites(student.model))
+        hidden, rows = ((), 0) if note or teacher is None else _hidden_errors(student, teacher, recipe, data)
+    except (ConfigError, *CONFIG_ERRORS, OSError) as error:  # of another version, or its data is not here
+        return LayerFacts(note=f"cannot be rebuilt: {explain(error)}")
+    quantized = [site.quantized() for site in sites]
+    return LayerFacts(
+        sites=tuple(_site(*pair) for pair in zip(sites, quantized, strict=True)),
+        histograms=tuple(_histogram(*pair) for pair in _spread(list(zip(sites, quantized, strict=True)))),
+        hidden=hidden,
+        rows=rows,
+        note=f"outputs were not measured: {note}" if note else "",
+    )
+
+
+def _config_of(run: Mapping[str, Any], outputs: Path) -> Config:
+    here = {"paths": {"outputs": str(outputs)}}
+    return to_config(OmegaConf.merge(OmegaConf.structured(Config), run["config"], here))  # type: ignore[arg-type]
+
+
+def _teacher(config: Config, run: Mapping[str, Any], data: StepDataModule) -> tuple[Teacher, str]:
+    """Return the teacher, and why its weights are not those of the run's: then it has the right shapes only."""
+    model, note = make_teacher_model(config, data.info), ""
+    folder = Path(config.paths.outputs) / "teachers" / run["teacher"]["id"]
+    if config.teacher.source is TeacherSource.path:
+        folder = Path(config.teacher.path or "").expanduser()
+    if config.teacher.source is not TeacherSource.hub:
+        if (folder / WEIGHTS).is_file():
+            load_weights(model, folder / WEIGHTS)
+        else:
+            note = f"{folder / WEIGHTS} is not here"
+    return Teacher(model.eval(), dict(run["teacher"])), note
+
+
+def _student(config: Config, recipe: Recipe, teacher: Teacher | None, data: StepDataModule, folder: Path) -> Instrument:
+    """Go through the stages as the run did, with what each has left instead of training."""
+    previous: Student | None = None
+    for stage in recipe.stages:
+        model = initial_student(config, stage, previous, teacher, data)
+        here = folder / "stages" / stage.name
+        load_weights(model, here / WEIGHTS)
+        previous = Student(model, load_quantizer_state(here), stage.rules)
+    assert previous is not None
+    return previous.prepared()
+
+
+@torch.no_grad()
+def _hidden_errors(
+    student: Instrument, teacher: Teacher, recipe: Recipe, data: StepDataModule
+) -> tuple[tuple[float, ...], int]:
+    """Return |h - h_teacher| / |h_teacher| of each student layer's output at real tokens, and the number of rows."""
+    data.setup("validate")
+    loader = data.val_dataloader()
+    batch = next(iter(loader[0] if isinstance(loader, list) else loader))
+    whole = len(next(iter(batch.values())))
+    rows = min(whole, _ROWS)
+    batch = {key: value[:rows] for key, value in batch.items() if isinstance(value, Tensor) and len(value) == whole}
+    supervisor = prepare(teacher.model)
+    student.model.eval()
+    own = student.run(batch, ("hidden",))
+    target = supervisor.run(batch, ("hidden",)).select(recipe.stages[-1].layer_map)
+    supervisor.restore()
+    errors = []
+    for mine, theirs in zip(own.layers, target.layers, strict=True):
+        assert mine.hidden is not None
+        assert theirs.hidden is not None
+        if mine.hidden.shape != theirs.hidden.shape:
+            raise ValueError(
+                f"outputs {tuple(mine.hidden.shape)} of the student, {tuple(theirs.hidden.shape)} of the teacher"
+            )
+        errors.append(_error(_at_tokens(mine.hidden, own.key_mask), _at_tokens(theirs.hidden, own.key_mask)))
+    return tuple(errors), rows
+
+
+def _at_tokens(hidden_BLE: Tensor, mask_BL: Tensor | None) -> Tensor:
+    return hidden_BLE if mask_BL is None else hidden_BLE[mask_BL]
+
+
+def _error(value: Tensor, target: Tensor) -> float:
+    return float((value - target).norm() / target.norm().clamp(min=_TINY))
+
+
+def _site(site: WeightSite, quantized: Tensor) -> SiteFacts:
+    spec = site.quantizer.spec
+    zeros = float((quantized == 0).double().mean())
+    return SiteFacts(site.name, spec.kind, float(spec.storage_bits), _error(quantized, site.weight), zeros)
+
+
+def _spread(pairs: Sequence[tuple[WeightSite, Tensor]]) -> Sequence[tuple[WeightSite, Tensor]]:
+    """Return a few of all layers, evenly spread."""
+    if len(pairs) <= _PANELS:
+        return pairs
+    return [pairs[round(place * (len(pairs) - 1) / (_PANELS - 1))] for place in range(_PANELS)]
+
+
+def _histogram(site: WeightSite, quantized: Tensor) -> Histogram:
+    latent, values = site.weight.float().flatten(), quantized.float().flatten()
+    bound = 1.02 * max(float(latent.abs().max()), float(values.abs().max()), _TINY)
+    before, after = (_shares(tensor, bound) for tensor in (latent, values))
+    return Histogram(site.name, -bound, bound, before, after)
+
+
+def _shares(values: Tensor, bound: float) -> tuple[float, ...]:
+    counts = torch.histc(values, _BINS, -bound, bound)
+    return tuple((counts / values.numel()).tolist())

@@ -1,0 +1,63 @@
+"""Jobs through submitit's local executor: the same results, and a requeue where a job is preempted."""
+
+import os
+import signal
+import time
+
+import pytest
+
+pytest.importorskip("submitit")
+
+from lowbit.config.problems import ConfigError
+from lowbit.execution.cluster import Cluster, ClusterJob
+from lowbit.execution.states import State, state_of
+from lowbit.execution.sweep import run_sweep
+from lowbit.execution.views import Lines
+
+
+def test_jobs_run_and_failures_are_told(job, command, tmp_path):
+    good, bad = job("good"), job("bad", code=3)
+    launcher = Cluster(tmp_path / "submitit", 2, "local", {}, command)
+    (failure,) = run_sweep([good, bad], launcher, Lines(2))
+    assert (failure.job, failure.reason) == (bad, "error: out of luck")
+    assert [state_of(good), state_of(bad)] == [State.done, State.failed]
+
+
+def test_preempted_job_is_requeued(job, command, tmp_path):
+    """Slurm sends the signal of a preemption; submitit stops the job, and the same job starts again."""
+    one = job("one", seconds=2)
+    launcher = Cluster(tmp_path / "submitit", 1, "local", {}, command)
+    launcher.start(one)
+    deadline = time.monotonic() + 30
+    while not (one.folder / "pid").exists() or not (one.folder / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first = (one.folder / "pid").read_text()
+    os.kill(int((one.folder / "parent").read_text()), signal.SIGUSR2)
+    while not (ended := launcher.poll()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ended == [(one, 0)]
+    assert (one.folder / "pid").read_text() != first
+    assert one.log.read_text().count("\n$ ") + one.log.read_text().startswith("$ ") == 2
+    assert "interrupted" in one.log.read_text()
+    assert state_of(one) is State.done
+
+
+def test_checkpoint_before_the_start_is_the_same_job(tmp_path):
+    delayed = ClusterJob(tmp_path, ["true"]).checkpoint()
+    assert isinstance(delayed.function, ClusterJob)
+    assert delayed.function() == 0
+
+
+def test_parameters_reach_slurm(tmp_path, monkeypatch):
+    """The executor of Slurm can be built anywhere; only its submission needs sbatch."""
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/sbatch")
+    launcher = Cluster(tmp_path, 4, "slurm", {"partition": "gpu", "time": "60"})
+    launcher._update({"gpus_per_node": 2, "cpus_per_task": 8})
+    text = launcher._executor._executor._make_submission_file_text("command", "uid")
+    for line in ("--partition=gpu", "--time=60", "--gpus-per-node=2", "--cpus-per-task=8", "--ntasks-per-node=1"):
+        assert f"#SBATCH {line}" in text
+    assert launcher.interrupt() is False
+    with pytest.raises(ConfigError, match="partitoin"):
+        Cluster(tmp_path, 4, "slurm", {"partitoin": "gpu"})

@@ -1,0 +1,103 @@
+"""A sweep from its first job to its list of failures, with jobs that do not train."""
+
+import _thread
+import os
+import signal
+import threading
+
+import pytest
+
+from lowbit.execution.pool import Pool
+from lowbit.execution.states import State, state_of
+from lowbit.execution.sweep import run_sweep
+from lowbit.execution.views import Lines
+
+
+def test_only_what_is_missing_is_run(job, command, finish, capsys):
+    done, missing, failing = job("done"), job("missing"), job("failing", code=1)
+    finish(done)
+    before = (done.folder / "run.json").stat().st_mtime_ns
+    failures = run_sweep([done, missing, failing], Pool(2, command), Lines(2))
+    assert [(failure.job.run_id, failure.reason) for failure in failures] == [("failing", "error: out of luck")]
+    assert [state_of(one) for one in (done, missing, failing)] == [State.done, State.done, State.failed]
+    assert (done.folder / "run.json").stat().st_mtime_ns == before
+    assert not done.log.exists()
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "3 jobs: 1 done, 2 missing"
+    assert out[-1] == "3 jobs: 2 done, 1 failed"
+    assert any(line.startswith("done job=missing: test/accuracy 0.5000") for line in out)
+
+
+def test_second_time_nothing_is_run(job, command, capsys):
+    jobs = [job("a"), job("b")]
+    assert run_sweep(jobs, Pool(1, command), Lines(1)) == []
+    stamps = [(one.folder / "run.json").stat().st_mtime_ns for one in jobs]
+    assert run_sweep(jobs, Pool(1, command), Lines(1)) == []
+    assert [(one.folder / "run.json").stat().st_mtime_ns for one in jobs] == stamps
+    assert "started" not in capsys.readouterr().out.split("2 jobs: 2 done", 1)[1]
+
+
+def test_invalid_job_is_a_failure_with_a_log(job, command):
+    bad = job("bad", problems=("seed=-1: must be at least 0",))
+    good = job("good")
+    (failure,) = run_sweep([bad, good], Pool(1, command), Lines(1))
+    assert failure.job is bad
+    assert "seed=-1" in bad.log.read_text()
+    assert state_of(good) is State.done
+
+
+def test_jobs_that_share_a_missing_teacher_do_not_wait_in_slots(job, command, tmp_path):
+    """The first trains it; a job with another teacher takes the second slot before those that would wait."""
+    order = []
+
+    class Ordered(Pool):
+        def start(self, one):
+            order.append((one.run_id, len(self.running)))
+            super().start(one)
+
+    teacher = tmp_path / "teachers" / "t"
+    waiting = [job(f"w{index}", teacher=teacher) for index in range(2)]
+    jobs = [*waiting, job("other", teacher=tmp_path / "teachers" / "u")]
+    assert run_sweep(jobs, Ordered(2, command), Lines(2)) == []
+    assert [name for name, _ in order] == ["w0", "other", "w1"]
+    assert order[2][1] <= 1
+
+
+@pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
+def test_interrupt_waits_for_the_jobs_and_leaves_them_resumable(by, job, command, capsys):
+    """Ctrl-C in the terminal, and SIGTERM of a batch system."""
+    long, later = job("long", seconds=60), job("later")
+
+    class Interrupted(Lines):
+        def show(self, running):
+            if (long.folder / "pid").exists():
+                os.kill(os.getpid(), getattr(signal, by))
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep([long, later], Pool(1, command), Interrupted(1))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert long.log.read_text().endswith("interrupted\n")
+    assert [state_of(long), state_of(later)] == [State.missing, State.missing]
+    assert "once more kills them" in capsys.readouterr().out
+
+
+def test_second_interrupt_kills(job, command):
+    deaf = job("deaf", seconds=60)
+
+    class Deaf(Pool):
+        def interrupt(self):
+            threading.Timer(0.3, _thread.interrupt_main).start()
+            return True  # and the job never hears of it
+
+    class Interrupted(Lines):
+        def show(self, running):
+            if (deaf.folder / "pid").exists():
+                raise KeyboardInterrupt
+
+    pool = Deaf(1, command)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep([deaf], pool, Interrupted(1))
+    pid = int((deaf.folder / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

@@ -1,0 +1,139 @@
+"""The table of a paper from stored runs, byte for byte, and what happens to cells that are incomplete."""
+
+import csv
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lowbit.results import Cell, build_pivot, print_pivot, read_layout, read_papers, render_pivot
+from lowbit.results.layout import Layout, Part
+from lowbit.results.pivot import Entry, Pivot
+
+STORED = Path(__file__).parents[1] / "fixtures" / "runs"
+EXPECTED = STORED / "expected"
+RECORDS = read_papers([STORED / "conf" / "paper"])
+
+
+def layout() -> Layout:
+    found = read_layout([STORED / "conf" / "paper" / "tables"], "fixture")
+    assert found is not None
+    return found
+
+
+def entry(table: Pivot, row: str, column: str) -> Entry:
+    (found,) = [each for each in table.entries if (each.row, each.column) == (row, column)]
+    return found
+
+
+def change(cell: Cell, **values: Any) -> None:
+    file = cell.run_dir / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(("fmt", "file"), [("md", "table.md"), ("csv", "table.csv"), ("latex", "table.tex")])
+def test_expected_table(fmt: Any, file: str, stored_cells: list[Cell]) -> None:
+    """Byte for byte: these files were read by a person."""
+    assert render_pivot(build_pivot(stored_cells, layout(), RECORDS), fmt).encode() == (EXPECTED / file).read_bytes()
+
+
+def test_expected_page(stored_cells: list[Cell]) -> None:
+    """The page of HTML, with the title escaped."""
+    page = render_pivot(build_pivot(stored_cells, layout(), RECORDS), "html")
+    assert page.encode() == (EXPECTED / "table.html").read_bytes()
+    assert "<h1>Stored runs &amp; &lt;invented&gt; numbers</h1>" in page
+
+
+def test_expected_terminal(stored_cells: list[Cell]) -> None:
+    """What a terminal of 100 columns shows."""
+    output = io.StringIO()
+    print_pivot(build_pivot(stored_cells, layout(), RECORDS), Console(file=output, width=100))
+    assert output.getvalue().encode() == (EXPECTED / "table.txt").read_bytes()
+
+
+def test_removed_runs_are_not_run(stored_cells: list[Cell]) -> None:
+    """Their cell says so and names the commands of both seeds; its published value stays."""
+    for cell in stored_cells[2:4]:
+        shutil.rmtree(cell.run_dir)
+    table = build_pivot(stored_cells, layout(), RECORDS)
+    gone = entry(table, "TernaryBERT", "4-8 (%)")
+    assert (gone.status, gone.values, str(gone.published)) == ("not run", (), "94.5")
+    assert gone.missing == tuple(cell.command for cell in stored_cells[2:4])
+    lines = render_pivot(table, "md").splitlines()
+    assert "| TernaryBERT | 94.50 ± 0.71 (2) | not run | 0.5722 ± 0.0000 (2) |" in lines
+    assert f"    {stored_cells[2].command}" in lines
+
+
+def test_teacher_of_no_run_names_one_command(stored_cells: list[Cell]) -> None:
+    """Any student trains the teacher that it shares with the others."""
+    for cell in stored_cells:
+        shutil.rmtree(cell.run_dir, ignore_errors=True)
+    table = build_pivot(stored_cells, layout(), RECORDS)
+    teacher = entry(table, "teacher", "4-8 (%)")
+    assert (teacher.status, teacher.missing, teacher.published) == (
+        "not run",
+        (stored_cells[2].command,),
+        entry(table, "teacher", "2-8 (%)").published,
+    )
+    assert str(teacher.published) == "97"
+
+
+def test_status_is_one_of_each(stored_cells: list[Cell]) -> None:
+    """Computed from the numbers, in the last but few columns of the raw ones."""
+    lines = csv.DictReader(io.StringIO(render_pivot(build_pivot(stored_cells, layout(), RECORDS), "csv")))
+    found = {(line["row"], line["column"]): line["status"] for line in lines}
+    assert found["TernaryBERT", "2-8 (%)"] == "match"
+    assert found["TernaryBERT", "4-8 (%)"] == "above"
+    assert found["TI-G_full", "2-8 (%)"] == "below"
+    assert found["TI-G_full", "2-8 MiB"] == "not published"
+
+
+def test_rows_and_columns_from_keys(stored_cells: list[Cell]) -> None:
+    """Without a score it is the primary metric; jobs that no cell holds are named below the table."""
+    table = build_pivot(stored_cells, Layout("t", ["method.name"], ["quantizer.name"]), RECORDS)
+    assert table.columns == ("w2a8", "w4a8")
+    assert [[each.row for each in line] for line in table.lines] == [["ternarybert"] * 2, ["ti_g"] * 2]
+    assert entry(table, "ti_g", "w4a8").score == "test/accuracy"
+    assert table.left_out == ()
+    only = build_pivot(stored_cells, Layout("t", [Part("A", {"method.name": "ti_g"})], ["quantizer.name"]), [])
+    assert "In no cell: method=ternarybert quantizer=w2a8; method=ternarybert quantizer=w4a8." in render_pivot(
+        only, "md"
+    )
+
+
+def test_cell_without_a_job(stored_cells: list[Cell]) -> None:
+    """It is neither run nor missing: this sweep does not have it."""
+    table = build_pivot(stored_cells, Layout("t", [Part("A", {"method.name": "xtc"})], ["quantizer.name"]), RECORDS)
+    assert {each.status for each in table.entries} == {"not in the sweep"}
+    assert "| A | - | - |" in render_pivot(table, "md")
+
+
+def test_jobs_that_differ_in_more_than_the_seed_are_not_averaged(stored_cells: list[Cell]) -> None:
+    """The message names them and says what to do."""
+    with pytest.raises(ValueError, match=r"'A / w2a8'.* method=ternarybert quantizer=w2a8; method=ti_g .*Add what"):
+        build_pivot(stored_cells, Layout("t", [Part("A")], ["quantizer.name"]), [])
+
+
+def test_runs_of_other_models_are_not_averaged(stored_cells: list[Cell]) -> None:
+    """Also where the labels of the jobs do not tell."""
+    change(stored_cells[0], size={"float_bytes": 1, "simulated_bytes": 1, "compression": 1.0, "bits": "8-8"})
+    with pytest.raises(ValueError, match="not comparable"):
+        build_pivot(stored_cells, layout(), [])
+
+
+def test_score_that_runs_lack(stored_cells: list[Cell]) -> None:
+    """The message lists what they have."""
+    wrong = replace(layout(), columns=[Part("F1", {"quantizer.name": "w2a8"}, "test/f1")])
+    with pytest.raises(ValueError, match=r"no metric 'test/f1'.* Metrics: val/accuracy, test/accuracy"):
+        build_pivot(stored_cells, wrong, [])
+
+
+def test_run_directory_counts_once(stored_cells: list[Cell]) -> None:
+    """Jobs of one id are one run."""
+    twice = build_pivot([*stored_cells, *stored_cells], layout(), RECORDS)
+    assert render_pivot(twice, "md").encode() == (EXPECTED / "table.md").read_bytes()

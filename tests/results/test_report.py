@@ -1,0 +1,151 @@
+"""The page of a report, from runs on disk: what it shows, what it escapes, what it never loads."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from lowbit.results import collect
+from lowbit.results.report import Histogram, LayerFacts, Report, SiteFacts, groups_of, render_report
+from lowbit.results.report.groups import read_curves
+from lowbit.results.report.svg import HEIGHT, WIDTH, Axis, Chart, Series, draw
+from lowbit.results.table import grid_of
+
+METRICS = """stage,step,train/loss,train/logits,train/scores,train/lr,phase/context,phase/probs,val/accuracy
+intervene,9,3,0.5,2.0,0.1,1,0,
+intervene,19,2,0.25,nan,0.1,0,1,0.5
+plain,29,1,0.125,1.0,0.1,,,0.75
+"""
+
+
+class Elements(HTMLParser):
+    """Collects every element with its attributes, and checks that they are closed in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def report(make_cell) -> Report:
+    """Two seeds of a method with curves and layers, one run without a metrics.csv, one job that has not run."""
+    cells = [make_cell(seed=1), make_cell(seed=2, accuracy=0.8), make_cell("kd"), make_cell("<b>&bit", run=False)]
+    (cells[0].run_dir / "metrics.csv").write_text(METRICS)
+    site = SiteFacts("layer.0.query", "twn", 2.0, 0.4321, 0.3)
+    histogram = Histogram("layer.0.<query>", -1.0, 1.0, (0.25, 0.5, 0.25), (0.0, 1.0, 0.0))
+    facts = {
+        "ti_g": LayerFacts((site, replace(site, name="layer.1.query")), (histogram,), (0.1, 0.2), 8),
+        "kd": LayerFacts(note="model.safetensors is not here"),
+    }
+    grid = grid_of(collect(cells), "html", "demo")
+    return Report("demo <1>", "Of `this`.", grid, groups_of(cells), ["lowbit sweep demo"], facts, "ti_g")
+
+
+def test_page_is_well_formed_and_loads_nothing(report):
+    page = render_report(report)
+    elements = Elements(page)
+    assert elements.open == []
+    tags = {tag for tag, _ in elements.found}
+    assert not tags & {"script", "img", "iframe", "object", "embed"}
+    loaded = [value for _, attributes in elements.found for key, value in attributes.items() if key in ("src", "href")]
+    assert all(value.startswith(("#", "data:")) for value in loaded)
+    assert not re.search(r"url\(|@import|https?:", page)
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in [a for _, a in elements.found]
+    assert "<b>" not in page
+    assert "&lt;b&gt;&amp;bit" in page
+    assert "layer.0.&lt;query&gt;" in page
+
+
+def test_page_shows_runs_layers_and_missing_commands(report):
+    page = render_report(report)
+    assert "3 of 4 runs have finished; 1 not run" in page
+    assert "Not run: 1" in page
+    assert "lowbit train method=&lt;b&gt;&amp;bit seed=0" in page.split("Not run: 1")[1]
+    assert "1 intervene: context; 2 intervene: probs; 3 plain" in page
+    assert "0.432" in page
+    assert "first 8 evaluation rows" in page
+    assert "kd: model.safetensors is not here" in page
+    assert page.count("before (latent)") == page.count("after (quantized)") == 1
+    assert "# ti_g2, commit abc1234\nlowbit train method=ti_g seed=2" in page
+
+
+def test_page_without_layers_says_why(report):
+    page = render_report(replace(report, facts={}, note="Left out."))
+    assert page.count("<p>Left out.</p>") == 2
+    assert "Each weight" not in page
+
+
+def test_many_loss_panels_are_folded(report, make_cell):
+    cells = []
+    for number in range(15):
+        cells.append(make_cell(f"method{number}"))
+        (cells[-1].run_dir / "metrics.csv").write_text(METRICS)
+    page = render_report(replace(report, groups=groups_of(cells), facts={}))
+    assert "<summary>3 more</summary>" in page
+    assert page.index("Loss terms of method11") < page.index("3 more") < page.index("Loss terms of method12")
+    # The ninth series has the colour of the first; marker or dash tells them apart.
+    assert len(set(re.findall(r"<li>(.*?)</svg>", page))) >= 15
+
+
+def test_curves_of_a_run(report):
+    cell, run = report.groups[0].finished[0]
+    curves = read_curves(cell.run_dir, run)
+    assert list(curves.terms) == ["logits", "scores"]
+    assert curves.terms["logits"] == [(9.0, 0.5), (19.0, 0.25), (29.0, 0.125)]
+    assert curves.parts == [(0.0, "intervene: context"), (19.0, "intervene: probs"), (29.0, "plain")]
+    assert curves.validation == [(19.0, 50.0), (29.0, 75.0)]
+    kd, run = report.groups[1].finished[0]
+    assert read_curves(kd.run_dir, run).terms == {}
+
+
+def test_score_of_a_group(report):
+    assert report.groups[0].score == pytest.approx(85.0)
+    assert report.groups[2].score is None
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "expected"),
+    [
+        ([0, 200], False, [0, 100, 200]),
+        ([0.96, 0.97], False, [0.96, 0.965, 0.97]),
+        ([0.01, 12], True, [0.01, 0.1, 1, 10]),
+        ([0.0716, 0.809], True, [0.1, 0.3]),
+        ([1, 1e9], True, [1, 1e3, 1e6, 1e9]),
+        ([5, 5], False, [4.8, 5.0, 5.2]),
+        ([], False, [1.0, 1.5, 2.0]),
+        ([float("nan"), float("inf"), 3, 4], False, [3.0, 3.5, 4.0]),
+    ],
+)
+def test_ticks_are_round_and_inside(values, log, expected):
+    axis = Axis(values, 0, 100, log=log)
+    assert axis.ticks() == pytest.approx(expected)
+    assert all(0 <= axis(tick) <= 100 for tick in axis.ticks())
+
+
+def test_chart_leaves_out_what_its_axes_cannot_show():
+    """Numbers that are not finite, and those that a logarithm has no place for, leave no hole in the file."""
+    points = [(0.0, 1.0), (1.0, float("nan")), (2.0, 0.0), (3.0, -1.0), (4.0, float("inf")), (5.0, 10.0)]
+    drawn = draw(Chart("t", [Series(points, 0, dots=True)], "step", "loss", log_y=True, marks=[(0.0, "1")]))
+    assert "nan" not in drawn
+    assert "inf" not in drawn
+    assert drawn.count('class="dot') == 2
+    (line,) = re.findall(r'class="line c0" d="M([\d. L]+)"', drawn)
+    places = [tuple(map(float, point.split())) for point in line.split("L")]
+    assert len(places) == 2
+    assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in places)
+    assert places[0][1] > places[1][1]
