@@ -40,8 +40,8 @@ def test_every_split_is_fetched_at_the_pinned_revision(monkeypatch: pytest.Monke
 def test_what_needs_no_files_is_said(tiny_bert: Path, capsys):
     assert main(["fetch", "experiment=digits/ti_g"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "data=digits: needs no files",
         "model=vit_micro: random weights, needs no files",
+        "data=digits: needs no files",
     ]
     assert main(["fetch", "model=hf", f"model.path={tiny_bert}"]) == 0
     assert f"model=hf: {tiny_bert} at revision main is cached" in capsys.readouterr().out
@@ -84,3 +84,16 @@ def test_what_cannot_be_fetched_is_refused(arguments: list[str], code: int, mess
 def test_images_behind_a_registration_are_named(capsys):
     assert main(["fetch", "data=imagenet", "data.dir=/no/such"]) == 1
     assert "put the images at /no/such/train/CLASS/NAME.JPEG" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("online")
+def test_images_that_are_there_are_counted(images: Path, capsys):
+    assert main(["fetch", "data=image_folder", f"data.dir={images}"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith(f"its files are there: {images}, 12 training images, 6 to score")
+
+
+@pytest.mark.usefixtures("online")
+def test_another_teacher_is_fetched_by_the_override_that_names_it(capsys):
+    assert main(["fetch", "data=agreement", "+model@teacher.model=bert_micro"]) == 0
+    assert "model=bert_micro: random weights" in capsys.readouterr().out

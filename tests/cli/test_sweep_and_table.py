@@ -147,6 +147,18 @@ def test_invalid_job_does_not_stop_the_others(verb, outputs, runs_in, capsys):
     assert "no such choice" in Path(log.split("log: ")[1]).read_text()
 
 
+def test_invalid_job_does_not_keep_the_table_back(verb, capsys):
+    """What the sweep runs beside it has a row."""
+    words = ["method=ternarybert,nonsense", "--format", "csv"]
+    assert verb("table", "demo", *words, steps=2) == 0
+    out, err = capsys.readouterr()
+    assert "nonsense" not in out
+    assert "ternarybert" in out
+    assert "not in the table: lowbit train +sweeps=demo sweep=demo method=nonsense " in err
+    assert verb("table", "demo", "method=nonsense", steps=2) == 2
+    assert "no such choice" in capsys.readouterr().err
+
+
 def test_nothing_runs_if_no_job_is_valid(verb, outputs, runs_in, capsys):
     before = runs_in(outputs)
     assert verb("train", "-m", "method=finetune", "seed=-1,-2") == 2
@@ -210,6 +222,21 @@ def test_launchers_of_hydra_still_run_the_jobs(tiny, outputs, runs_in, capsys):
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("run ")] == ["1", "50"]
     runs = [run for run in runs_in(outputs).values() if run["config"]["method"]["name"] == "finetune"]
     assert {run["seeds"]["run"] for run in runs} >= {1, 50}
+
+
+@pytest.mark.parametrize(("words", "code"), [(["hydra/launcher=joblib"], 1), (["hydra/sweeper=optuna"], 0)])
+def test_jobs_that_failed_in_processes_of_a_launcher_are_told(words, code, monkeypatch, tmp_path, capsys):
+    """Their exceptions stay there; a sweeper may leave jobs out, so that a missing run says nothing."""
+    from lowbit.cli.launchers import hydra_multirun
+    from lowbit.execution.jobs import one_job
+
+    monkeypatch.setattr("hydra.main", lambda **_: lambda _: lambda: None)
+    job = one_job(["method=ti_g", f"paths.outputs={tmp_path}"], "method=ti_g")
+    assert hydra_multirun(["method=ti_g", *words], [job]) == code
+    assert ("1 of 1 jobs failed" in capsys.readouterr().err) == (code == 1)
+    job.folder.mkdir(parents=True)
+    (job.folder / "error.log").touch()
+    assert hydra_multirun(["method=ti_g", *words], [job]) == 1
 
 
 @pytest.mark.parametrize(

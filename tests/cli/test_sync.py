@@ -120,6 +120,17 @@ def test_a_sweep_is_its_jobs_and_their_teacher(sync, outputs, wandb, demo, capsy
         assert set(job) <= set(words)
 
 
+def test_runs_of_any_name_are_found_and_teachers_in_training_left_out(sync, outputs, wandb):
+    """`name=mine` puts runs one level higher; a part of a teacher's run would be marked as uploaded."""
+    for folder in ("runs/mine/abcdefabcdef", "teachers/fedcba987654.partial"):
+        (outputs / folder / "wandb" / ATTEMPT.format(0, "x")).mkdir(parents=True)
+        (outputs / folder / "wandb" / ATTEMPT.format(0, "x") / "run-x.wandb").touch()
+    assert sync("abcd") == 0
+    assert [folder.parents[1].name for folder in wandb.folders] == ["abcdefabcdef"]
+    assert sync("--again") == 0
+    assert len(wandb.folders) == 6
+
+
 def test_a_run_is_found_by_the_beginning_of_its_id(sync, wandb, capsys):
     assert sync("0123") == 0
     (folder,) = wandb.folders

@@ -269,7 +269,7 @@ def test_the_teacher_counts_wherever_the_recipe_needs_it(student: str, teacher: 
 
 def test_cached_teacher_is_that_of_runs_that_take_one_from_the_cache():
     """A sweep starts one job per missing teacher first."""
-    cases = ([], ["method=finetune"], ["teacher=path", "teacher.path=somewhere"])
+    cases = ([], ["method=finetune"], ["teacher=path", "teacher.path=somewhere"], ["teacher=hub"])
     with C.hydra_session():
         cfgs = [C.hydra_compose(C.ROOT_CONFIG, overrides=words) for words in cases]
-    assert [identity.cached_teacher(cfg) for cfg in cfgs] == [identity.teacher_id(cfgs[0]), None, None]
+    assert [identity.cached_teacher(cfg) for cfg in cfgs] == [identity.teacher_id(cfgs[0]), None, None, None]

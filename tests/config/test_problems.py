@@ -16,7 +16,7 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["train", "seed=[1"], ["'seed=[1'", "not a valid override", "quote the value"]),
     (["train", "seed"], ["'seed'", "KEY=VALUE"]),
     (["train", "seed=range(1,4)"], ["3 jobs in one command", "-m"]),
-    (["train", "-m", "seed=abc", "budget.steps=4,5"], ["seed=abc", "Integer"]),
+    (["train", "-m", "seed=abc", "method=ti_o,ti_g"], ["seed=abc", "Integer"]),
     (["table", "demo", "seed=["], ["'seed=['", "not a valid override"]),
     (["sweep", "dem"], ["sweep 'dem'", "Did you mean 'demo'?", "Sweeps: ablation_ti_digits"]),
     (["table", "nothing"], ["sweep 'nothing'", "Sweeps: ablation_ti_digits"]),

@@ -180,3 +180,17 @@ def test_words_beyond_the_length_are_counted_aloud(xglue: Path, tokenizer: Any):
         "data=ner: 3 words of dev in en",
     ]
     assert max(batch["labels"].shape[1] for batch in islice(data.train_dataloader(), 2)) <= 5
+
+
+def test_another_number_of_rows_on_the_hub_is_no_silent_cut(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+    import datasets
+
+    rows = {"words": [["a", "b"]] * 3, "ner": [[0, 1]] * 3}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict(rows))
+    hub = config("ner", Path(), source=DataSource.hub, dir=None)
+    with pytest.raises(ValueError, match=r"has 3 training rows of ner, not 14042: set data\.on_bad_row=skip"):
+        build_datamodule(hub, 0, tokenizer).setup("fit")
+    hub.on_bad_row = OnBadRow.skip
+    data = build_datamodule(hub, 0, tokenizer)
+    data.setup("fit")
+    assert len(data.splits.train) == 3

@@ -58,6 +58,7 @@ def test_parameters_reach_slurm(tmp_path, monkeypatch):
     text = launcher._executor._executor._make_submission_file_text("command", "uid")
     for line in ("--partition=gpu", "--time=60", "--gpus-per-node=2", "--cpus-per-task=8", "--ntasks-per-node=1"):
         assert f"#SBATCH {line}" in text
+    assert launcher._executor._executor.max_num_timeout == 200  # of 58 hours in pieces of 4
     assert launcher.interrupt() is False
     with pytest.raises(ConfigError, match="partitoin"):
         Cluster(tmp_path, 4, "slurm", {"partitoin": "gpu"})

@@ -84,7 +84,7 @@ def space(job, monkeypatch):
 
 
 def test_trials_are_runs_and_the_best_is_found(space, finish, tmp_path, capsys):
-    with open_study("mine", space, tmp_path) as study:
+    with open_study("mine", space, tmp_path, "id") as study:
         search = Search(study, space, 8)
         runner = Runner(finish, slots=2)
         search.run(runner, Lines(2))
@@ -98,10 +98,10 @@ def test_trials_are_runs_and_the_best_is_found(space, finish, tmp_path, capsys):
 def test_search_resumes_with_the_parameters_of_unfinished_trials(space, finish, tmp_path):
     """N counts all trials; what was running when the process died is the same run again."""
     dead = Runner(finish, dies_at=3)
-    with pytest.raises(RuntimeError), open_study("mine", space, tmp_path) as study:
+    with pytest.raises(RuntimeError), open_study("mine", space, tmp_path, "id") as study:
         Search(study, space, 6).run(dead, Lines(1))
     second = Runner(finish)
-    with open_study("mine", space, tmp_path) as study:
+    with open_study("mine", space, tmp_path, "id") as study:
         assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
         Search(study, space, 6).run(second, Lines(1))
         assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
@@ -109,7 +109,7 @@ def test_search_resumes_with_the_parameters_of_unfinished_trials(space, finish, 
     assert second.started[0] == dead.started[2]
     assert len(set(drawn)) == 6  # the resumed sampler does not repeat its first trials
     third = Runner(finish)
-    with open_study("mine", space, tmp_path) as study:
+    with open_study("mine", space, tmp_path, "id") as study:
         Search(study, space, 6).run(third, Lines(1))
     assert third.started == []
 
@@ -120,24 +120,24 @@ def test_failed_job_is_a_failed_trial(space, finish, tmp_path):
             ended, self.running = list(self.running.values()), {}
             return [(job, 1) for job in ended]
 
-    with open_study("mine", space, tmp_path) as study:
+    with open_study("mine", space, tmp_path, "id") as study:
         search = Search(study, space, 2)
         search.run(Failing(finish), Lines(1))
         assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 2
     assert len(search.failures) == 2
 
 
-def test_other_overrides_are_another_study_in_the_same_file(space, tmp_path):
-    with open_study("mine", space, tmp_path) as study:
+def test_another_config_or_space_is_another_study_in_the_same_file(space, tmp_path):
+    with open_study("mine", space, tmp_path, "id") as study:
         study.ask(space.distributions)
-    for fixed, trials in ((("data=agreement",), 0), (("data=digits", "paths.outputs=elsewhere"), 1)):
-        other = type(space)(fixed, space.distributions)
-        with open_study("mine", other, tmp_path) as study:
+    wider = type(space)(space.fixed, {"x": FloatDistribution(0, 2)})
+    for other, base, trials in ((space, "other", 0), (wider, "id", 0), (space, "id", 1)):
+        with open_study("mine", other, tmp_path, base) as study:
             assert len(study.trials) == trials
 
 
 def test_one_process_at_a_time(space, tmp_path):
-    first, second = (open_study("mine", space, tmp_path) for _ in range(2))
+    first, second = (open_study("mine", space, tmp_path, "id") for _ in range(2))
     with first, pytest.raises(ConfigError, match="another process"):
         second.__enter__()
 

@@ -54,3 +54,9 @@ def test_a_hugging_face_folder_brings_its_processor(tmp_path: Path):
     processor = ViTImageProcessorPil(size={"height": 24, "width": 24}, image_mean=[0.1, 0.2, 0.3], resample=3)
     processor.save_pretrained(tmp_path)
     assert image_input(config) == ImageInput(24, (0.1, 0.2, 0.3), HALF[1], "bicubic", 1.0, "squash")
+    # DeiT's on the hub: resized to 256 pixels, of these the 224 in the centre, which the model takes
+    crop = {"crop_size": {"height": 24, "width": 24}, "do_center_crop": True}
+    ViTImageProcessorPil(size={"height": 32, "width": 32}, **crop).save_pretrained(tmp_path)
+    found = image_input(config)
+    assert found is not None
+    assert (found.size, found.crop_pct, found.crop_mode) == (24, 0.75, "squash")

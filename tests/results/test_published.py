@@ -109,7 +109,8 @@ def test_records_ask_for_what_configs_have() -> None:
         ),
         (
             {"data__name": "imagenet", "model__name": "deit_tiny", "method__name": "variation_aware"}
-            | {"quantizer__name": "lsq_per_head", "quantizer__weight__bits": 3, "quantizer__activation__bits": 3},
+            | {"quantizer__name": "lsq_per_head", "quantizer__weight__bits": 3, "quantizer__activation__bits": 3}
+            | {"data__soft_labels": "labels"},
             "val/accuracy",
             ["variation_aware"],
             "71.22",
@@ -133,12 +134,23 @@ def test_runs_find_their_published_value(changes: dict[str, Any], score: str, na
         {"model__name": "minilm"},
         {"data__name": "sst2"},
         {"quantizer__name": "w8a8"},
+        {"data__train_file": "aug.tsv"},
     ],
     ids=str,
 )
 def test_other_runs_find_none(changes: dict[str, Any]) -> None:
     """Another cell, and the same cell on a part of the data."""
     assert find(papers("ternarybert"), config(**changes), "val/matthews") is None
+
+
+def test_the_published_labels_of_crops_are_part_of_the_comparison() -> None:
+    """Runs on the logits of the batch's teacher are another experiment than those on stored labels."""
+    run = config(data__name="imagenet", model__name="deit_tiny", method__name="variation_aware")
+    run["quantizer"] = {"name": "lsq_w4a4", "weight": {"bits": 2}, "activation": {"bits": 2}}
+    for labels, published in ((None, None), ("labels", "59.73")):
+        run["data"]["soft_labels"] = labels
+        found = find(papers("variation_aware"), run, "val/accuracy")
+        assert (found if found is None else str(found)) == published
 
 
 def test_what_is_assumed_is_said() -> None:

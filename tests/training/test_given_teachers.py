@@ -99,6 +99,16 @@ def test_a_teacher_of_other_labels_is_refused_with_both(
         train(*load(mrpc(f"teacher={source}", f"teacher.path={teacher_folder}", f"data={data}")))
 
 
+@pytest.mark.parametrize("method", ["kd_qat", "finetune"])
+def test_weights_of_other_labels_stop_a_run_before_it_writes_anything(
+    method: str, teacher_folder: Path, mrpc: Overrides, tmp_path: Path
+):
+    run = [f"model.path={teacher_folder}", "data=mnli", f"method={method}", f"paths.outputs={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"is \(2,.*\) in the checkpoint, but \(3,.*\) for the 3 labels of data=mnli"):
+        train(*load(mrpc(*run)))
+    assert not any((tmp_path / folder).exists() for folder in ("runs", "teachers"))
+
+
 @pytest.mark.parametrize(("theirs", "refused"), [(["equivalent", "not equivalent"], True), (["LABEL_0", "1"], False)])
 def test_the_order_of_labels_counts_and_numbers_are_no_names(
     theirs: list[str], refused: bool, teacher_folder: Path, mrpc: Overrides, tmp_path: Path
@@ -150,6 +160,8 @@ def test_two_tokenizers_are_refused(teacher_folder: Path, mrpc: Overrides, tmp_p
     fresh = ["method=qat_logits", "method.stages.qat.student=fresh", "+model@teacher.model=hf"]
     with pytest.raises(ConfigError, match=r"teacher\.model=hf has another tokenizer than model=hf"):
         train(*load(mrpc(*fresh, f"teacher.model.path={tmp_path}")))
+    with pytest.raises(ConfigError, match=r"teacher\.path=.* has another tokenizer than model=hf"):
+        train(*load(mrpc("teacher=hub", f"teacher.path={tmp_path}")))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +170,10 @@ def test_two_tokenizers_are_refused(teacher_folder: Path, mrpc: Overrides, tmp_p
         (["teacher=hub"], "teacher.source=hub: model=bert_micro is not on the hub; use a model of kind hf or timm"),
         (["teacher.path=some/name"], "teacher.path=some/name: has no effect on teacher.source=finetune"),
         (["teacher.revision=abc"], "teacher.revision=abc: is of teacher.path under teacher.source=hub"),
+        (
+            ["data=digits", "model=deit_tiny", "teacher=hub", "teacher.path=deit_base", "teacher.revision=abc"],
+            "teacher.revision=abc: has no effect on timm's weights; set it to null",
+        ),
         (["model.revision=abc"], "model.revision=abc: is of model.path on the hub; set it to null"),
     ],
 )

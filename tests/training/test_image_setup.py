@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lowbit.config import identity
 from lowbit.config.problems import ConfigError
 from lowbit.config.schema import Config
 from lowbit.config.validate import load
@@ -36,6 +37,17 @@ def test_models_that_want_other_pixels_do_not_share_a_batch(images: Path):
     apart = config(images, *models, "method=qat_task", "method.stages.qat.teacher=false")
     assert make_datamodule(apart, 1).info.image.mean == IMAGENET
     assert make_teacher_datamodule(apart).info.image.mean == HALF
+
+
+def test_a_teacher_that_nobody_needs_changes_no_pixel(images: Path):
+    """The run's id does not count it either."""
+    plain = ["model=vit_micro", "model.patch_size=32", "method=finetune"]
+    teacher = ["+model@teacher.model=vit_base", "teacher=hub"]
+    (alone_cfg, alone), (beside_cfg, beside) = (
+        load(["data=image_folder", f"data.dir={images}", *plain, *more]) for more in ([], teacher)
+    )
+    assert identity.run_id(alone_cfg) == identity.run_id(beside_cfg)
+    assert make_datamodule(alone, 1).info == make_datamodule(beside, 1).info
 
 
 def test_a_random_student_takes_the_pixels_of_its_teacher(images: Path):

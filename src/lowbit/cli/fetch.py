@@ -25,7 +25,7 @@ def _fetch(args: argparse.Namespace) -> int:
         config = C.to_config(C.compose(args.overrides))
     except CONFIG_ERRORS as error:
         raise ConfigError(check_overrides(args.overrides)[1] or [explain(error)]) from error
-    named = {override.partition("=")[0].split(".")[0].lstrip("+") for override in args.overrides}
+    named = {_part(override) for override in args.overrides}
     parts = tuple(part for part in _PARTS if part in named or "experiment" in named)
     if not parts:
         raise ConfigError(["fetch: name what to fetch, for example `lowbit fetch data=cola model=bert_base`"])
@@ -38,3 +38,9 @@ def _fetch(args: argparse.Namespace) -> int:
         print(told(error), file=sys.stderr)
         return 1
     return 0
+
+
+def _part(override: str) -> str:
+    """Return the part of the config that an override is of: `teacher` for +model@teacher.model=bert_base."""
+    group, _, package = override.partition("=")[0].lstrip("+").partition("@")
+    return (package or group).split(".")[0]

@@ -15,6 +15,7 @@ from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 from lowbit.execution.jobs import Job
 from lowbit.execution.pool import Launcher, Pool
+from lowbit.execution.states import State, state_of
 from lowbit.execution.views import View, make_view
 
 _OF_HYDRA = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")
@@ -146,7 +147,7 @@ def hydra_multirun(overrides: list[str], jobs: Sequence[Job]) -> int:
         raise ConfigError(problems)
     import hydra
 
-    failures: list[str] = []
+    failures: dict[str, str] = {}
 
     def run_one(cfg: Any) -> float | None:
         from lowbit.training.run import train
@@ -154,8 +155,9 @@ def hydra_multirun(overrides: list[str], jobs: Sequence[Job]) -> int:
         try:
             return train(cfg, C.to_config(cfg))
         except Exception as error:
-            failures.append(f"{cfg.name}/{identity.run_id(cfg)}: {told(error)}")
-            print(f"FAILED {failures[-1]}", file=sys.stderr)
+            run_id = identity.run_id(cfg)
+            failures[run_id] = f"{cfg.name}/{run_id}: {told(error)}"
+            print(f"FAILED {failures[run_id]}", file=sys.stderr)
             return None
 
     C.register()
@@ -166,9 +168,15 @@ def hydra_multirun(overrides: list[str], jobs: Sequence[Job]) -> int:
         run()
     finally:
         sys.argv = argv
+    # A launcher may have run the jobs in processes of its own, whose `failures` are not these; a sweeper may choose.
+    choosing = any("sweeper" in word for word in hydra_words(overrides))
+    failed = (State.failed,) if choosing else (State.failed, State.missing)
+    for job in jobs:
+        if state_of(job) in failed:
+            failures.setdefault(job.run_id, f"{job.label}: {job.command}")
     if failures:
         print(f"{len(failures)} of {len(jobs)} jobs failed; the same command again retries them:", file=sys.stderr)
-        print("\n".join(f"  - {failure}" for failure in failures), file=sys.stderr)
+        print("\n".join(f"  - {failure}" for failure in failures.values()), file=sys.stderr)
     return 1 if failures else 0
 
 

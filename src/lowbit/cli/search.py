@@ -11,6 +11,7 @@ from lowbit.cli.launchers import add_options, make_launcher
 from lowbit.cli.sweep import tell_failures
 from lowbit.cli.verbs import OVERRIDES, AddVerb, known_sweep
 from lowbit.config import compose as C
+from lowbit.config import identity
 from lowbit.config.problems import ConfigError
 from lowbit.execution.search import Search, check_optuna, open_study
 from lowbit.execution.space import Space, parse_space
@@ -34,8 +35,9 @@ def _search(args: argparse.Namespace) -> int:
     if args.trials < 1:
         raise ConfigError([f"--trials {args.trials}: must be 1 or greater"])
     space = parse_space(C.sweep_overrides(args.name, args.overrides))
-    outputs = Path(C.compose(list(space.fixed)).paths.outputs)
-    with open_study(args.name, space, outputs) as study:
+    cfg = C.compose(list(space.fixed))
+    outputs = Path(cfg.paths.outputs)
+    with open_study(args.name, space, outputs, identity.run_id(cfg)) as study:
         if args.dry_run:
             _tell_trials(study, args.trials)
             return 0
@@ -43,7 +45,7 @@ def _search(args: argparse.Namespace) -> int:
         launcher, view = make_launcher(args, args.name, outputs, [])
         search.run(launcher, view)
         _tell_best(study, space)
-    tell_failures(search.failures, args.trials)
+    tell_failures(search.failures, args.trials, "they count as trials and are not retried; a greater --trials adds new")
     return 1 if search.failures else 0
 
 

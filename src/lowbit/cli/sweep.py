@@ -58,11 +58,11 @@ def multirun(args: argparse.Namespace, overrides: list[str], name: str) -> int:
     return 1 if failures else 0
 
 
-def tell_failures(failures: Sequence[Failure], jobs: int) -> None:
+def tell_failures(failures: Sequence[Failure], jobs: int, then: str = "the same command again retries them") -> None:
     """Print every failed job with its reason, the command that runs it alone, and its log."""
     if not failures:
         return
-    print(f"{len(failures)} of {jobs} jobs failed; the same command again retries them:", file=sys.stderr)
+    print(f"{len(failures)} of {jobs} jobs failed; {then}:", file=sys.stderr)
     for failure in failures:
         lines = (failure.reason, failure.job.command, f"log: {failure.job.log}")
         print("\n    ".join([f"  - {failure.job.label}", *lines]), file=sys.stderr)

@@ -18,6 +18,7 @@ from lowbit.execution.jobs import plan
 from lowbit.execution.states import is_running
 
 _AT_ONCE = 100  # folders of one command: its length is limited
+_ID = "[0-9a-f]" * 12
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,7 @@ def is_synced(folder: Path) -> bool:
 
 
 def _everything(outputs: str) -> Found:
-    folders = [
-        path.parent for pattern in ("runs/*/*/*", "teachers/*") for path in Path(outputs).glob(f"{pattern}/wandb")
-    ]
+    folders = [folder for folder in _folders(Path(outputs)) if (folder / "wandb").is_dir()]
     if not folders:
         raise ConfigError([f"sync: {outputs} holds no W&B files; name another folder with paths.outputs=FOLDER"])
     return Found(tuple(sorted(folders)))
@@ -111,9 +110,7 @@ def _of_run(name: str, outputs: Path, sweeps: Iterable[str]) -> Path:
     Raises:
         ConfigError: there is none, or there are several.
     """
-    found = [
-        path for pattern in ("runs/*/*", "teachers") for path in outputs.glob(f"{pattern}/{name}*") if path.is_dir()
-    ]
+    found = [folder for folder in _folders(outputs) if folder.name.startswith(name)]
     if len(found) > 1:
         raise ConfigError(
             [f"sync: {name} is the beginning of {', '.join(path.name for path in found)}: add a character"]
@@ -123,6 +120,16 @@ def _of_run(name: str, outputs: Path, sweeps: Iterable[str]) -> Path:
             [f"sync: {name} is neither a sweep nor a run under {outputs}. {nearest(name, sweeps)}".strip()]
         )
     return found[0]
+
+
+def _folders(outputs: Path) -> list[Path]:
+    """Return the folders of runs, whatever their names, and of teachers.
+
+    Not those of teachers in training (`ID.partial`): what is uploaded of them now would count as uploaded for good.
+    """
+    return [
+        path for pattern in (f"runs/**/{_ID}", f"teachers/{_ID}") for path in outputs.glob(pattern) if path.is_dir()
+    ]
 
 
 def _upload(folders: list[Path], *, again: bool) -> int:

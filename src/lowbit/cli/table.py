@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from lowbit.cli.verbs import SWEEP, AddVerb, jobs_of, known_sweep
 from lowbit.config import compose as C
 from lowbit.config import identity
+from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 from lowbit.results import (
     FORMATS,
@@ -64,16 +66,28 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def cells_of(name: str, overrides: list[str]) -> list[Cell]:
-    """Return the jobs of a sweep as cells of a table."""
+    """Return the jobs of a sweep as cells of a table; those whose config is not valid are told and left out.
+
+    Raises:
+        ConfigError: no job is valid.
+    """
     jobs = jobs_of([f"+sweeps={name}", *overrides])
     labels = [{key: value for key, _, value in (o.partition("=") for o in job)} for job in jobs]
     swept = {"method", *(key for key in labels[0] if len({label[key] for label in labels}) > 1)}
-    cells = []
+    cells, refused = [], []
     for job, label in zip(jobs, labels, strict=True):
-        cfg, config = load(job)
+        try:
+            cfg, config = load(job)
+        except ConfigError as error:  # the sweep runs the others
+            refused.append((job, error.problems))
+            continue
         shown = {key: value for key, value in label.items() if key in swept}
         command = f"lowbit train {shlex.join(job)}"
         cells.append(Cell(identity.run_folder(cfg, config), shown, command, identity.resolved(cfg)))
+    if not cells:
+        raise ConfigError(list(dict.fromkeys(problem for _, problems in refused for problem in problems)))
+    for job, problems in refused:
+        print(f"not in the table: lowbit train {shlex.join(job)}: {'; '.join(problems)}", file=sys.stderr)
     return cells
 
 
@@ -89,7 +103,7 @@ def _show(out: Path | None, fmt: Format | None, text_of: Callable[[Format], str]
         return 0
     text = text_of(fmt)
     if out is None:
-        print(text)
+        print(text, end="")
         return 0
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")

@@ -85,9 +85,9 @@ def teacher_id(cfg: DictConfig) -> str:
 
 
 def cached_teacher(cfg: DictConfig) -> str | None:
-    """Return the id of the teacher that the run takes from the cache, or None if it needs none from there."""
+    """Return the id of the teacher that the run takes from the cache, or None: no teacher, or one that is given."""
     content = resolved(cfg)
-    if content["teacher"]["source"] == "path" or not any(map(_needs_teacher, content["method"]["stages"].values())):
+    if content["teacher"]["source"] != "finetune" or not any(map(_needs_teacher, content["method"]["stages"].values())):
         return None
     return teacher_id(cfg)
 

@@ -28,6 +28,14 @@ def teacher_model(config: S.Config) -> S.ModelConfig:
     return replace(model, package=None, path=teacher.path, revision=teacher.revision)
 
 
+def needs_teacher(config: S.Config) -> bool:
+    """Whether a stage begins as the teacher or learns from it; else the teacher counts nowhere, nor in a run's id."""
+    return any(
+        stage.student in _FROM_TEACHER or (stage.teacher and stage.supervisor == "teacher")
+        for stage in config.method.stages.values()
+    )
+
+
 def teacher_problems(config: S.Config) -> Iterator[str]:
     """Yield what is wrong with the teacher's source, and with losses that another architecture cannot serve."""
     yield from _source(config)
@@ -74,3 +82,5 @@ def _source(config: S.Config) -> Iterator[str]:
         yield f"teacher.path={teacher.path}: has no effect on teacher.source=finetune; choose teacher=path or hub"
     if teacher.revision is not None and (teacher.source is not S.TeacherSource.hub or teacher.path is None):
         yield f"teacher.revision={teacher.revision}: is of teacher.path under teacher.source=hub; set it to null"
+    elif teacher.revision is not None and teacher_model(config).kind is S.ModelKind.timm:
+        yield f"teacher.revision={teacher.revision}: has no effect on timm's weights; set it to null"

@@ -191,7 +191,7 @@ def _published_text(data: S.DataConfig) -> Iterator[str]:
     if data.tokenizer is not S.TokenizerKind.model:
         yield f"data={data.name} has no word list of its own: set data.tokenizer=model"
     if data.max_length is None and data.kind is not S.DataKind.squad:  # which says so itself
-        yield "data.max_length=null: a text of more tokens than the model has positions stops the training; set 128 or so"
+        yield "data.max_length=null: a text of more tokens than the model has positions stops the run; set 128 or so"
 
 
 def _hf_source(model: S.ModelConfig) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowbit.config.glue_files import description
-from lowbit.config.image_files import find_images
+from lowbit.config.image_files import Folders, find_images
 from lowbit.config.schema import DataConfig, DataKind, DataSource, OnBadRow
 from lowbit.config.xglue_files import evaluated_languages, train_language, xglue_description
 from lowbit.data.glue_rows import read_rows
@@ -29,7 +29,9 @@ def fetch_data(config: DataConfig) -> Iterator[str]:
         yield from _cifar(config)
     elif config.kind is DataKind.image_folder:
         found = find_images(config)  # says which files to put where
-        yield f"data={config.name}: is not fetched; its files are there: {config.dir}: {found}"
+        assert isinstance(found, Folders)
+        counts = f"{len(found.train.files)} training images, {len(found.val.files)} to score"
+        yield f"data={config.name}: is not fetched; its files are there: {config.dir}, {counts}"
     else:
         yield from _text(replace(config, source=DataSource.hub, dir=None, train_file=None, on_bad_row=OnBadRow.skip))
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lowbit.config.data_files import limit_rows
 from lowbit.config.glue_files import digest
-from lowbit.config.schema import DataConfig, OnBadRow, Padding
+from lowbit.config.schema import DataConfig, DataSource, OnBadRow, Padding
 from lowbit.config.xglue_files import evaluated_languages, find_part, xglue_description, xglue_train_rows
-from lowbit.config.xglue_tasks import REVISION, Part
+from lowbit.config.xglue_tasks import REPOSITORY, REVISION, Part
 from lowbit.data.bad_rows import cached_tokens, told
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.info import DataInfo
@@ -87,7 +87,10 @@ def _split(
             f"nor scored; most are beyond data.max_length={config.max_length}",
             stacklevel=2,
         )
-    rows = limit_rows(key, size, len(tensors["starts"]) - 1, config)
+    held = len(tensors["starts"]) - 1
+    if part == "train":
+        _check_official(config, held)
+    rows = limit_rows(key, size, held, config)
     tokens = Tokens(tensors["ids"], tensors["types"], tensors["starts"][: rows + 1])
     pad: tuple[int, int | None] = (
         tokenizer.pad_token_id,
@@ -98,6 +101,17 @@ def _split(
     if task.metric == "ndcg":
         return RankedSplit(tokens, tensors["labels"][:rows], tensors["queries"][:rows], *pad)
     return TextSplit(tokens, tensors["labels"][:rows], *pad)
+
+
+def _check_official(config: DataConfig, held: int) -> None:
+    """Refuse another number of rows on the hub than steps were planned with, instead of training on some of them."""
+    planned = config.train_size is None and config.on_bad_row is OnBadRow.error and config.source is DataSource.hub
+    if planned and held != xglue_train_rows(config):
+        raise ValueError(
+            f"data.source=hub: {REPOSITORY} at revision {config.revision or REVISION} has {held} training rows of "
+            f"{config.name}, not {xglue_train_rows(config)}: set data.on_bad_row=skip to train on those, or another "
+            "data.revision"
+        )
 
 
 def _tokenized(config: DataConfig, tokenizer: Any, part: Part, language: str) -> Tensors:

@@ -18,6 +18,7 @@ from lowbit.execution.pool import gpus
 from lowbit.execution.process import Started, start, train_command
 
 _MINUTES = 24 * 60  # unless --slurm time=... says otherwise
+_TIME_LIMITS = 200  # that a job may reach before it counts as failed; submitit's own number is 3
 _SECONDS_TO_STOP = 60.0  # of the 90 seconds between Slurm's warning and its kill
 # Lightning takes it for the order to launch ranks and to requeue by itself; one owner of the signals is enough.
 _NOT_FOR_JOBS = ("SLURM_NTASKS",)
@@ -74,7 +75,9 @@ class Cluster:
         self.running: dict[str, Job] = {}
         self._command = command
         self._submitted: dict[str, Any] = {}
-        self._executor = submitit.AutoExecutor(folder=folder.resolve(), cluster=cluster)
+        self._executor = submitit.AutoExecutor(
+            folder=folder.resolve(), cluster=cluster, slurm_max_num_timeout=_TIME_LIMITS
+        )
         self._parameters = {f"slurm_{key}": _value(value) for key, value in parameters.items()}
         self._update({})
 

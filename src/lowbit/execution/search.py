@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from lowbit.config.identity import NOT_IDENTITY
 from lowbit.config.problems import ConfigError
 from lowbit.execution.jobs import Job, invalid_job, one_job
 from lowbit.execution.pool import Launcher
@@ -31,8 +30,14 @@ def check_optuna() -> None:
 
 
 @contextmanager
-def open_study(name: str, space: Space, outputs: Path) -> Iterator[Study]:
-    """Open the study of this space and these overrides, a new one if any of them differs; one process at a time.
+def open_study(name: str, space: Space, outputs: Path, base: str) -> Iterator[Study]:
+    """Open the study of this space and config, a new one if either differs; one process at a time.
+
+    Args:
+        name: Of the file in sweeps/.
+        space: What is searched.
+        outputs: `paths.outputs`.
+        base: Run id of the config without the space: what a file in conf/ or sweeps/ changes makes another study.
 
     Raises:
         ConfigError: another process has it open.
@@ -48,7 +53,7 @@ def open_study(name: str, space: Space, outputs: Path) -> Iterator[Study]:
         with FileLock(journal.with_suffix(".lock"), blocking=False):
             storage = JournalStorage(JournalFileBackend(str(journal)))
             study = optuna.create_study(
-                storage=storage, study_name=_study_name(name, space), direction="maximize", load_if_exists=True
+                storage=storage, study_name=_study_name(name, space, base), direction="maximize", load_if_exists=True
             )
             # The same seed would repeat the random trials that a search begins with after every interruption.
             study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
@@ -146,9 +151,8 @@ def objective(run: dict[str, Any]) -> str:
     return on_validation if on_validation in run["metrics"] else primary
 
 
-def _study_name(name: str, space: Space) -> str:
-    counted = [word for word in space.fixed if not word.lstrip("+~").startswith(NOT_IDENTITY)]
-    content = "\n".join([*sorted(counted), *(f"{key}: {what}" for key, what in sorted(space.distributions.items()))])
+def _study_name(name: str, space: Space, base: str) -> str:
+    content = "\n".join([base, *(f"{key}: {what}" for key, what in sorted(space.distributions.items()))])
     return f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 

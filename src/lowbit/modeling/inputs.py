@@ -49,7 +49,7 @@ def _timm_input(config: ModelConfig) -> ImageInput:
 
 
 def _hf_input(config: ModelConfig) -> ImageInput:
-    """Return the input of transformers' ViT, whose processor squeezes an image into a square."""
+    """Return the input of transformers' ViT, whose processor squeezes an image into a square, DeiT's then crops it."""
     from transformers import AutoImageProcessor
 
     source = source_of(config)
@@ -60,11 +60,13 @@ def _hf_input(config: ModelConfig) -> ImageInput:
     except (OSError, ValueError) as error:
         raise ValueError(out_of_reach(config, "its image processor (preprocessor_config.json)", error)) from error
     size = dict(processor.size)
+    resized = size.get("height") or size["shortest_edge"]
+    kept = dict(processor.crop_size)["height"] if processor.do_center_crop else resized
     return ImageInput(
-        size=size.get("height") or size["shortest_edge"],
+        size=kept,
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
         interpolation=_MODES.get(int(processor.resample), "bicubic"),
-        crop_pct=1.0,
+        crop_pct=kept / resized,
         crop_mode="squash" if "height" in size else "center",
     )

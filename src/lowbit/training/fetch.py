@@ -27,12 +27,12 @@ def fetch(config: Config, parts: tuple[str, ...]) -> Iterator[str]:
         raise ValueError(
             f"{forbidden}={os.environ[forbidden]} forbids the network: run `env -u {forbidden} lowbit fetch ...`"
         )
-    if "data" in parts:
-        yield from fetch_data(config.data)
     if "model" in parts:
         yield _model(config.model)
     if "teacher" in parts and (config.teacher.source is TeacherSource.hub or config.teacher.model is not None):
         yield _model(teacher_model(config))
+    if "data" in parts:  # at last: images that nobody can fetch must not keep an experiment from its weights
+        yield from fetch_data(config.data)
 
 
 def _model(config: ModelConfig) -> str:

@@ -47,6 +47,7 @@ from lowbit.training.ranks import Ranks, is_leader, led
 from lowbit.training.setup import (
     check_data,
     check_soft_labels,
+    check_weights,
     config_errors,
     make_datamodule,
     make_instrument,
@@ -101,6 +102,7 @@ def train(cfg: DictConfig, config: Config) -> float | None:
         if labels is not None:
             print(f"  {labels}", flush=True)
         check_data(config)
+        check_weights(config)
     job.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(job.folder / LOCK_FILE, timeout=_LOCK_SECONDS):

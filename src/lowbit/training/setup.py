@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +16,17 @@ from torchmetrics import Metric, MetricCollection
 from lowbit.config.budget import stage_steps
 from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.problems import ConfigError
-from lowbit.config.schema import Config, DataKind, ModelConfig, Precision, TeacherSource, TokenizerKind
-from lowbit.config.teacher import teacher_model
+from lowbit.config.schema import (
+    Config,
+    DataKind,
+    ModelConfig,
+    ModelKind,
+    Precision,
+    StudentInit,
+    TeacherSource,
+    TokenizerKind,
+)
+from lowbit.config.teacher import needs_teacher, teacher_model
 from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric
 from lowbit.data.label_manifest import described
 from lowbit.data.stored_crops import fitting_manifest
@@ -49,12 +60,12 @@ def make_datamodule(config: Config, seed: int) -> StepDataModule:
 
 
 def _image_input(config: Config) -> ImageInput | None:
-    """Return the input of a pretrained model; a random one takes that of its teacher, whose pixels it shares.
+    """Return the input of a pretrained model; a random one takes that of its teacher, if it has one.
 
     Raises:
         ValueError: student and teacher want different pixels, and a stage shows both the same ones.
     """
-    own, supervisor = image_input(config.model), teacher_model(config)
+    own, supervisor = image_input(config.model), teacher_model(config) if needs_teacher(config) else config.model
     teacher = own if supervisor == config.model else image_input(supervisor)
     shared = [name for name, stage in config.method.stages.items() if stage.teacher]
     if own is not None and shared and _pixels(own) != _pixels(teacher):
@@ -84,6 +95,19 @@ def check_data(config: Config) -> None:
     with config_errors():
         data.setup("fit")
         stage_steps(config.method.stages, config.budget, data.steps_per_epoch)
+
+
+def check_weights(config: Config) -> None:
+    """Load Hugging Face weights with which a run begins: what does not fit the data shows before anything is written.
+
+    Raises:
+        ConfigError: no such model, or one of other labels.
+    """
+    if needs_teacher(config) and teacher_model(config).kind is ModelKind.hf:
+        make_teacher_model(config, make_teacher_datamodule(config).info)
+    fresh = any(stage.student is StudentInit.fresh for stage in config.method.stages.values())
+    if fresh and config.model.kind is ModelKind.hf:
+        make_model(config, make_datamodule(config, config.seed).info, config.seed)
 
 
 def make_teacher_datamodule(config: Config) -> StepDataModule:
@@ -136,17 +160,28 @@ def make_teacher_model(config: Config, info: DataInfo) -> nn.Module:
     """
     settings, trained = teacher_model(config), config.teacher.source is TeacherSource.hub
     with config_errors():
-        if config.teacher.model is not None and config.data.tokenizer is TokenizerKind.model:
-            _same_tokenizer(config.model, settings)
+        if config.data.tokenizer is TokenizerKind.model and _files(settings) != _files(config.model):
+            key = f"teacher.path={settings.path}" if config.teacher.model is None else f"teacher.model={settings.name}"
+            _same_tokenizer(config.model, settings, key)
         return _in_precision(build_model(settings, info, config.teacher.seed, trained_head=trained), config)
 
 
-def _same_tokenizer(student: ModelConfig, teacher: ModelConfig) -> None:
-    if tokenizer_state(build_tokenizer(student)) != tokenizer_state(build_tokenizer(teacher)):
+def _files(model: ModelConfig) -> tuple[str | None, ...]:
+    return model.path, model.revision, model.package
+
+
+def _same_tokenizer(student: ModelConfig, teacher: ModelConfig, key: str) -> None:
+    if _encoding(student) != _encoding(teacher):
         raise ValueError(
-            f"teacher.model={teacher.name} has another tokenizer than model={student.name}: both read the same token "
-            "ids. Choose two models of one vocabulary, for example bert_base and tinybert_4l"
+            f"{key} has another tokenizer than model={student.name}: both read the same token ids. "
+            "Choose two models of one vocabulary, for example bert_base and tinybert_4l"
         )
+
+
+def _encoding(model: ModelConfig) -> dict[str, Any]:
+    """Return what decides the ids of a text; tokenizers of other names, or that decode otherwise, are one."""
+    state = json.loads(tokenizer_state(build_tokenizer(model)))
+    return {key: value for key, value in state.items() if key not in ("class", "decoder")}
 
 
 def _in_precision(model: nn.Module, config: Config) -> nn.Module:
