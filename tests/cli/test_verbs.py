@@ -1,5 +1,6 @@
 """What each verb prints and returns, from any working directory."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,17 @@ def test_version(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"lowbit {__version__}\n"
+
+
+def test_a_reader_that_leaves_is_no_error(monkeypatch, capsys):
+    """`lowbit ls method | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["ls", "method"]) == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ""
 
 
 def test_commas_without_m_are_refused(capsys, monkeypatch, tmp_path):

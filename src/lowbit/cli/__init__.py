@@ -24,10 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     follow_parent()
     args = _arguments(argv)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()  # here, since nobody could catch what happens to it at exit
+        return code
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has what it wants: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell says of a program that SIGPIPE has ended
     except (*CONFIG_ERRORS, OSError) as error:
         print(told(error), file=sys.stderr)
         return 2
