@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +21,12 @@ def limit_rows(key: str, value: int | None, rows: int, config: DataConfig) -> in
     if not 1 <= value <= rows:
         raise ValueError(f"data.{key}={value}: {config.name} has {rows} such rows; set data.{key} to 1..{rows} or null")
     return value
+
+
+def length_problem(config: DataConfig, least: int) -> Iterator[str]:
+    """Yield that `data.max_length` leaves no token for the text, if it is below `least`."""
+    if config.max_length is not None and config.max_length < least:
+        yield f"data.max_length={config.max_length}: leaves no token for the text; set {least} or more"
 
 
 def stamp(path: Path) -> tuple[Path, int, int]:

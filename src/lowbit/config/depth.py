@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from lowbit.config import schema as S
 
-_LOADED = (S.ModelKind.hf, S.ModelKind.timm)
+LOADED = (S.ModelKind.hf, S.ModelKind.timm)
 
 
 def depth_of(model: S.ModelConfig) -> int | None:
     """Return the number of layers; None where it is known only once the model is loaded."""
-    if model.kind in _LOADED:
+    if model.kind in LOADED:
         return None if model.depths is None else sum(model.depths)
     return model.num_layers
 
@@ -21,7 +21,7 @@ def depth_problems(config: S.Config) -> Iterator[str]:
     model = config.model
     if model.depths is None:
         return
-    if model.kind not in _LOADED:
+    if model.kind not in LOADED:
         yield f"model.depths={model.depths}: model={model.name} is built to size; set model.num_layers instead"
     elif not model.depths or min(model.depths) < 1:
         yield f"model.depths={model.depths}: give the number of layers, for example [12], or that of each stage"

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from lowbit.config.data_files import file_digest, joined_digest, limit_rows, stamp
+from lowbit.config.data_files import file_digest, joined_digest, length_problem, limit_rows, stamp
 from lowbit.config.enums import DataSource, OnBadRow
 from lowbit.config.glue_tasks import TASKS, TRAIN, SplitName, TaskDescription
 from lowbit.config.schema import DataConfig
@@ -58,9 +58,8 @@ def find_split(config: DataConfig, split: SplitName) -> SplitFiles | None:
 def glue_problems(config: DataConfig) -> Iterator[str]:
     """Yield what is missing of the task and its files."""
     try:
-        least = 3 * len(description(config).texts)  # a token of each sentence beside RoBERTa's 2 or 4 special ones
-        if config.max_length is not None and config.max_length < least:
-            yield f"data.max_length={config.max_length}: leaves no token for the text; set {least} or more"
+        # A token of each sentence beside RoBERTa's 2 or 4 special ones.
+        yield from length_problem(config, 3 * len(description(config).texts))
         for split in description(config).splits:
             find_split(config, split)
         if not train_rows(config):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lowbit.config import schema as S
 from lowbit.config.budget import total_steps
+from lowbit.config.depth import LOADED
 
-_LOADED = (S.ModelKind.hf, S.ModelKind.timm)
 # Losses that look at logits only, or at no teacher at all: two architectures need not agree on anything else.
 _ANY_ARCHITECTURE = (S.LossKind.logits, S.LossKind.task, S.LossKind.soft_labels, S.LossKind.obr)
 _FROM_TEACHER = (S.StudentInit.teacher, S.StudentInit.narrow)
@@ -74,7 +74,7 @@ def _source(config: S.Config) -> Iterator[str]:
                 yield f"teacher.path={teacher.path}: no model.safetensors in this folder"
         case S.TeacherSource.hub:
             model = teacher_model(config)
-            if model.kind not in _LOADED:
+            if model.kind not in LOADED:
                 yield f"teacher.source=hub: model={model.name} is not on the hub; use a model of kind hf or timm"
             elif model.package is not None:
                 yield f"teacher.path: no value, and model={model.name} is not fine-tuned; set the name of one that is"

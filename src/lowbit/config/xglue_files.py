@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from lowbit.config.data_files import joined_digest, limit_rows, stamp
+from lowbit.config.data_files import joined_digest, length_problem, limit_rows, stamp
 from lowbit.config.enums import DataSource, OnBadRow
 from lowbit.config.glue_files import SplitFiles, column_files, count_rows, digest
 from lowbit.config.schema import DataConfig
@@ -89,9 +89,8 @@ def xglue_problems(config: DataConfig) -> Iterator[str]:
     """Yield what is missing of the task, its languages and their files."""
     try:
         task = xglue_description(config)
-        least = 3 if task.tags else 6  # a token of each text beside RoBERTa's 2 or 4 special ones
-        if config.max_length is not None and config.max_length < least:
-            yield f"data.max_length={config.max_length}: leaves no token for the text; set {least} or more, or null"
+        # A token of each text beside RoBERTa's 2 or 4 special ones.
+        yield from length_problem(config, 3 if task.tags else 6)
         if config.source is DataSource.hub and train_language(config) != "en":
             yield f"data.language={config.language}: on the hub only en has training rows; set data.source=folder"
         for part, language in _parts(config):

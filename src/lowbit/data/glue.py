@@ -14,12 +14,12 @@ import torch
 from lowbit.config.data_files import limit_rows
 from lowbit.config.glue_files import description, digest, find_split, train_rows
 from lowbit.config.glue_tasks import REVISION, TRAIN, SplitName
-from lowbit.config.schema import DataConfig, OnBadRow, Padding
+from lowbit.config.schema import DataConfig, OnBadRow
 from lowbit.data.bad_rows import cached_tokens, told
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.glue_rows import read_rows
 from lowbit.data.info import DataInfo
-from lowbit.data.splits import Splits, TextSplit
+from lowbit.data.splits import Splits, TextSplit, fixed_width
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
 
 _FORMAT = 1  # of the cache; another number forgets every file
@@ -70,8 +70,7 @@ def _split(
     rows = limit_rows(key, size, len(tensors["labels"]), config)
     starts = tensors["starts"][: rows + 1]
     tokens = Tokens(tensors["ids"], tensors["types"], starts)
-    pad_to = config.max_length if config.padding is Padding.max_length else None
-    return TextSplit(tokens, tensors["labels"][:rows], tokenizer.pad_token_id, pad_to)
+    return TextSplit(tokens, tensors["labels"][:rows], tokenizer.pad_token_id, fixed_width(config))
 
 
 def _tokenized(config: DataConfig, tokenizer: Any, split: SplitName) -> Tensors:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lowbit.config.schema import DataConfig, Padding
 from lowbit.data.sampling import StepRows, Stream, generator_for
 from lowbit.data.shares import Share
 from lowbit.data.tokens import Tokens
@@ -91,6 +92,11 @@ class ImageSplit(Split):
         if self.augment is not None and step is not None:
             images = self.augment(images, step)
         return {"pixel_values": images, "labels": self.labels[rows]}
+
+
+def fixed_width(config: DataConfig) -> int | None:
+    """Return the width that every batch is padded to; None: that of its longest text."""
+    return config.max_length if config.padding is Padding.max_length else None
 
 
 class TextSplit(Split):

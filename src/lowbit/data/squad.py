@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from lowbit.config.data_files import file_digest, limit_rows
-from lowbit.config.schema import DataConfig, Padding
+from lowbit.config.schema import DataConfig
 from lowbit.config.squad_files import Part, squad_description, squad_file, train_questions
 from lowbit.data.bad_rows import cached_tokens, told
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.info import DataInfo
 from lowbit.data.spans import SpanAnswers, SpanSplit
-from lowbit.data.splits import Splits
+from lowbit.data.splits import Splits, fixed_width
 from lowbit.data.squad_rows import read_questions
 from lowbit.data.tokens import Tokens, tokenizer_state
 from lowbit.data.windows import Windows, WindowSettings, cut_windows
@@ -54,7 +54,7 @@ def squad_data(
         cache: Folder of the token files; None keeps nothing.
     """
     windows = _windows(config, tokenizer, cache, "train", config.train_size)
-    pad_to = config.max_length if config.padding is Padding.max_length else None
+    pad_to = fixed_width(config)
 
     def load() -> Splits:
         found = _windows(config, tokenizer, cache, "dev", config.eval_size)

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from lowbit.config.data_files import limit_rows
 from lowbit.config.glue_files import digest
-from lowbit.config.schema import DataConfig, DataSource, OnBadRow, Padding
+from lowbit.config.schema import DataConfig, DataSource, OnBadRow
 from lowbit.config.xglue_files import evaluated_languages, find_part, xglue_description, xglue_train_rows
 from lowbit.config.xglue_tasks import REPOSITORY, REVISION, Part
 from lowbit.data.bad_rows import cached_tokens, told
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.info import DataInfo
 from lowbit.data.ranking import RankedSplit, numbered
-from lowbit.data.splits import Splits, TextSplit
+from lowbit.data.splits import Splits, TextSplit, fixed_width
 from lowbit.data.tagging import TagSplit, tokenize_words
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
 from lowbit.data.xglue_rows import Sentences, read_sentences, read_texts
@@ -92,10 +92,7 @@ def _split(
         _check_official(config, held)
     rows = limit_rows(key, size, held, config)
     tokens = Tokens(tensors["ids"], tensors["types"], tensors["starts"][: rows + 1])
-    pad: tuple[int, int | None] = (
-        tokenizer.pad_token_id,
-        config.max_length if config.padding is Padding.max_length else None,
-    )
+    pad: tuple[int, int | None] = (tokenizer.pad_token_id, fixed_width(config))
     if task.tags:
         return TagSplit(tokens, tensors["labels"], *pad)
     if task.metric == "ndcg":

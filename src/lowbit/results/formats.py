@@ -136,21 +136,29 @@ def html_table(grid: Grid) -> list[str]:
 
 def _html(grid: Grid) -> str:
     """Return a page that needs no other file."""
+    lines = [*html_table(grid), *(f"<p>{escape(note)}</p>" for note in grid.notes)]
+    if grid.commands:
+        commands = "\n".join(map(escape, grid.commands))
+        lines += ["<p>To fill the missing cells:</p>", f"<pre>{commands}</pre>"]
+    return html_page(grid.title, _CSS, lines)
+
+
+def html_page(title: str, css: str, body: Sequence[str], head: Sequence[str] = ()) -> str:
+    """Return a page of lines that needs no other file; `head` is more of its head."""
     lines = [
         "<!doctype html>",
         '<html lang="en">',
         "<head>",
         '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(grid.title)}</title>",
-        f"<style>\n{_CSS}\n</style>",
+        *head,
+        f"<title>{escape(title)}</title>",
+        f"<style>\n{css}\n</style>",
         "</head>",
         "<body>",
-        f"<h1>{escape(grid.title)}</h1>",
-        *html_table(grid),
-        *(f"<p>{escape(note)}</p>" for note in grid.notes),
+        f"<h1>{escape(title)}</h1>",
+        *body,
+        "</body>",
+        "</html>",
     ]
-    if grid.commands:
-        commands = "\n".join(map(escape, grid.commands))
-        lines += ["<p>To fill the missing cells:</p>", f"<pre>{commands}</pre>"]
-    return "\n".join([*lines, "</body>", "</html>"]) + "\n"
+    return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from lowbit.results.formats import Grid, html_table
+from lowbit.results.formats import Grid, html_page, html_table
 from lowbit.results.report.charts import hidden_figure, histogram_figures, loss_panels, score_figures
 from lowbit.results.report.groups import Group
 from lowbit.results.report.layers import LayerFacts, SiteFacts
@@ -54,23 +54,13 @@ def render_report(report: Report) -> str:
     }
     links = [f'<a href="#s{place}">{escape(name)}</a>' for place, name in enumerate(sections)]
     lines = [
-        "<!doctype html>",
-        '<html lang="en">',
-        "<head>",
-        '<meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        '<link rel="icon" href="data:,">',  # or browsers ask the server for one
-        f"<title>{escape(report.title)}</title>",
-        f"<style>\n{CSS}\n</style>",
-        "</head>",
-        "<body>",
-        f"<h1>{escape(report.title)}</h1>",
         *_paragraphs([report.about.replace("`", ""), _progress(report.groups)]),
         f"<nav>{''.join(links)}</nav>",
     ]
     for place, (name, body) in enumerate(sections.items()):
         lines += [f'<section id="s{place}">', f"<h2>{escape(name)}</h2>", *body, "</section>"]
-    return "\n".join([*lines, "</body>", "</html>"]) + "\n"
+    no_icon = '<link rel="icon" href="data:,">'  # or browsers ask the server for one
+    return html_page(report.title, CSS, lines, [no_icon])
 
 
 def _paragraphs(texts: Iterable[str], style: str = "") -> list[str]:
