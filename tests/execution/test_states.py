@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from lowbit.execution.states import State, is_running, state_of, steps_done
-from lowbit.results import write_json
+from lowbit.files import write_json
 from lowbit.results.run_folder import Attempt, Progress, read_progress, write_attempt, write_progress
 
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lowbit.files import write_json
 from lowbit.modeling import Instrument, prepare
 from lowbit.quantizers import QuantizerSpec, build_quantizer, calibrate
 from lowbit.recipes import Stage
-from lowbit.results import Cell, collect, write_json
+from lowbit.results import Cell, collect
 from lowbit.training.handover import Student, take_over
 
 Batch = dict[str, Tensor]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lowbit.results import Cell, Row, collect, write_json
+from lowbit.files import write_json
+from lowbit.results import Cell, Row, collect
 
 MakeCell = Callable[..., Cell]
 MakeRow = Callable[..., Row]

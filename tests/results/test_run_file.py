@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from lowbit.results import SCHEMA, read_run, write_json
+from lowbit.files import write_json
+from lowbit.results import SCHEMA, read_run
 
 Payload = dict[str, Any]
 
@@ -70,8 +71,8 @@ def test_data_reaches_the_disk_before_the_swap(
     real_replace = os.replace
 
     def fsync(_: int) -> None:
-        (temporary,) = tmp_path.iterdir()
-        seen.append(("fsync", json.loads(temporary.read_text(encoding="utf-8"))))
+        (file,) = tmp_path.iterdir()
+        seen.append(("fsync", json.loads(file.read_text(encoding="utf-8"))))
 
     def replace(source: Path, target: Path) -> None:
         assert Path(source).parent == Path(target).parent
@@ -81,7 +82,7 @@ def test_data_reaches_the_disk_before_the_swap(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
     write_json(tmp_path / "run.json", payload)
-    assert seen == [("fsync", payload), ("replace", payload)]
+    assert seen == [("fsync", payload), ("replace", payload), ("fsync", payload)]  # the last one of the folder
 
 
 @pytest.mark.parametrize("content", [b'{"schema": 1, "sta', b"", b"\xff\xfe\x00"])

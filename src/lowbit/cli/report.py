@@ -12,7 +12,8 @@ from lowbit.cli.table import LAYOUTS, cells_of, folders_of
 from lowbit.cli.verbs import SWEEP, AddVerb, known_sweep
 from lowbit.config import compose as C
 from lowbit.config.problems import ConfigError
-from lowbit.results import Cell, build_pivot, collect, read_layout, read_papers, write_text
+from lowbit.files import write_text
+from lowbit.results import Cell, build_pivot, collect, read_layout, read_papers
 from lowbit.results.formats import Grid
 from lowbit.results.pivot_text import grid_of as grid_of_pivot
 from lowbit.results.report import Group, LayerFacts, Report, groups_of, render_report

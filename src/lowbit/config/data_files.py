@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lowbit.config.schema import DataConfig
+from lowbit.files import sha256_of
 
 
 def limit_rows(key: str, value: int | None, rows: int, config: DataConfig) -> int:
@@ -33,12 +34,6 @@ def stamp(path: Path) -> tuple[Path, int, int]:
     """Return what tells a file from its later versions, so that it is read once per process."""
     status = path.stat()
     return path.resolve(), status.st_mtime_ns, status.st_size
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_digest(file: Path) -> str:

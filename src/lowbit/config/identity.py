@@ -7,13 +7,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lowbit.config.data_files import sha256_of
 from lowbit.config.glue_files import fingerprint
 from lowbit.config.image_files import IMAGE_FILES, image_fingerprint
 from lowbit.config.label_store import store_digest
 from lowbit.config.schema import Config, DataConfig, DataKind, ImageConfig
 from lowbit.config.squad_files import squad_fingerprint
 from lowbit.config.xglue_files import xglue_fingerprint
+from lowbit.files import sha256_of
 
 NOT_IDENTITY = (
     "name",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowbit.config.data_files import sha256_of
+from lowbit.files import sha256_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from lowbit.files import replacing
 
 Tensors = dict[str, Tensor]
 _CHECKSUM = "sha256"
@@ -36,11 +37,8 @@ def cached(file: Path | None, build: Callable[[], Tensors]) -> Tensors:
     if file.exists():
         return _read(file)
     tensors = build()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: two processes may build the same file at once.
-    temporary = file.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    save_file(tensors, temporary, metadata={_CHECKSUM: _checksum(tensors)})
-    temporary.replace(file)
+    with replacing(file) as temporary:  # a name of its own: two processes may build the same file at once
+        save_file(tensors, temporary, metadata={_CHECKSUM: _checksum(tensors)})
     return tensors
 
 

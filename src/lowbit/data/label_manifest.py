@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,13 +110,6 @@ def probe(digest: Callable[[int], str], size: int) -> str:
     count = min(size, PROBES)
     digests = [digest(place * size // count) for place in range(count)]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
-
-
-def write_json(path: Path, payload: Any) -> None:
-    """Write a file so that a reader sees the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(payload, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def check_images(folder: Path, data: Mapping[str, Any], images: Images, names: Sequence[str] | None) -> None:

@@ -1,7 +1,6 @@
 """Writing the shards of a soft-label store: Parquet through `datasets`, resumable."""
 
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from lowbit.config.data_files import sha256_of
 from lowbit.config.label_store import MANIFEST, damage, read_manifest, shard_names
 from lowbit.data.crops import Crops
-from lowbit.data.label_manifest import write_json
 from lowbit.data.label_types import LabelKind, LabelType, StoredLabels
+from lowbit.files import replacing, sha256_of, write_json
 
 Advance = Callable[[float], None]
 
@@ -114,11 +112,10 @@ def _write_shard(
     if label_type.kind is not LabelKind.full:
         features["classes"] = Array2D((count, label_type.k), "int16" if classes <= 2**15 else "int32")
         columns["classes"] = [row.labels.classes.numpy() for row in rows]
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with quiet():
-        Dataset.from_dict(columns, features=Features(features)).to_parquet(str(temporary))
-    facts = {"rows": len(rows), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        with quiet():
+            Dataset.from_dict(columns, features=Features(features)).to_parquet(str(temporary))
+        facts = {"rows": len(rows), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
     labelled = {row.image for row in rows}
     return {**facts, "skipped": [index for index in indices if index not in labelled]}
 

@@ -11,7 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lowbit.execution.jobs import Job
-from lowbit.results.run_file import read_json, read_run
+from lowbit.files import read_json
+from lowbit.results.run_file import read_run
 from lowbit.results.run_folder import ERROR_FILE, HOLDER_FILE, LOCK_FILE, STAGE_FILE, read_attempt, read_progress
 
 _INTERRUPTED = 130

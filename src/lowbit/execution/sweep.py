@@ -14,7 +14,7 @@ from lowbit.execution.pool import Launcher
 from lowbit.execution.process import last_error
 from lowbit.execution.states import State, state_of
 from lowbit.execution.views import View
-from lowbit.results import write_text
+from lowbit.files import write_text
 
 _SECONDS_BETWEEN_POLLS = 0.2
 

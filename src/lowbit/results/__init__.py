@@ -7,7 +7,7 @@ from lowbit.results.layout import read_layout
 from lowbit.results.pivot import build_pivot
 from lowbit.results.pivot_text import print_pivot, render_pivot
 from lowbit.results.published import read_papers
-from lowbit.results.run_file import RUN_FILE, SCHEMA, read_json, read_run, write_json, write_text
+from lowbit.results.run_file import RUN_FILE, SCHEMA, read_run
 from lowbit.results.table import print_table, provenance, render, to_frame
 
 __all__ = [
@@ -24,13 +24,10 @@ __all__ = [
     "print_pivot",
     "print_table",
     "provenance",
-    "read_json",
     "read_layout",
     "read_papers",
     "read_run",
     "render",
     "render_pivot",
     "to_frame",
-    "write_json",
-    "write_text",
 ]

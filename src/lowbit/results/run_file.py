@@ -1,10 +1,9 @@
 """`run.json`: the one file that a finished run leaves for the tables."""
 
-import json
-import os
-import uuid
 from pathlib import Path
 from typing import Any
+
+from lowbit.files import read_json
 
 SCHEMA = 1
 RUN_FILE = "run.json"
@@ -22,47 +21,6 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 }
 _REQUIRED_SIZE = ("float_bytes", "simulated_bytes", "compression", "bits")
 _REQUIRED_TEACHER = ("id", "metrics", "size", "steps", "seconds")
-
-
-def write_json(path: Path, payload: Any) -> None:
-    """Write `payload` so that a reader sees the old file or the whole new one, never a part.
-
-    Raises:
-        TypeError: `payload` holds something that JSON cannot express; the old file stays.
-    """
-    # Serialized before any file is touched, so a bad payload leaves nothing behind.
-    write_text(path, json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The same folder, because os.replace is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None if there is no such file.
-
-    Raises:
-        ValueError: the file is not valid JSON.
-    """
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        return json.loads(text)
-    except ValueError as error:  # also covers bytes that are not UTF-8
-        raise ValueError(_message(path, f"is not valid JSON ({error})")) from error
 
 
 def read_run(run_dir: Path) -> dict[str, Any] | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowbit.results.run_file import read_json, write_json
+from lowbit.files import read_json, write_json
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = "holder.json"
@@ -55,10 +54,7 @@ def read_attempt(folder: Path) -> Attempt | None:
 
 def write_progress(folder: Path, progress: Progress) -> None:
     """Replace the stage's progress; not synced to disk, since a lost one is written again a second later."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{PROGRESS_FILE}.tmp"
-    temporary.write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    temporary.replace(folder / PROGRESS_FILE)
+    write_json(folder / PROGRESS_FILE, asdict(progress), sync=False)
 
 
 def read_progress(folder: Path) -> Progress | None:

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lowbit.files import replacing
 from lowbit.training.loggers import MetricsFile
 
 CHECKPOINT = "last.ckpt"
@@ -24,11 +25,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save atomically."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".tmp")
-        super().save_checkpoint(checkpoint, temporary, storage_options)
-        temporary.replace(target)
+        with replacing(Path(path)) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
 class LastCheckpoint(ModelCheckpoint):

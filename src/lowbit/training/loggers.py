@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 
 from lowbit.config.schema import Config
-from lowbit.results import write_text
+from lowbit.files import write_text
 from lowbit.results.run_folder import METRICS_FILE
 from lowbit.training.tensorboard_run import TensorBoardRun
 from lowbit.training.wandb_run import Tracked, open_wandb

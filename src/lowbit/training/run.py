@@ -20,6 +20,7 @@ from torch import nn
 from lowbit.config import identity
 from lowbit.config.schema import Config
 from lowbit.data import StepDataModule
+from lowbit.files import read_json, write_json, write_text
 from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.families import family_of
 from lowbit.modeling.sizes import model_size
@@ -32,10 +33,7 @@ from lowbit.results import (
     LanguageTable,
     collect,
     print_table,
-    read_json,
     read_run,
-    write_json,
-    write_text,
 )
 from lowbit.results.run_folder import ERROR_FILE, HOLDER_FILE, LOCK_FILE
 from lowbit.training.checkpoints import CHECKPOINT, step_of

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from lowbit.config.schema import TrainerConfig
 from lowbit.data import StepDataModule
+from lowbit.files import read_json, replacing, write_json
 from lowbit.modeling import Instrument
 from lowbit.recipes import Stage
-from lowbit.results import read_json, write_json
 from lowbit.results.run_folder import STAGE_FILE
 from lowbit.training.callbacks import StepTimer, progress
 from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint, step_of
@@ -61,10 +61,8 @@ class StageRecord:
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
 
 
 def save_student(student: Instrument, folder: Path) -> None:

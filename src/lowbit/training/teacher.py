@@ -15,12 +15,12 @@ from lowbit.config import identity
 from lowbit.config.schema import BudgetConfig, Config, TeacherSource, TokenizerKind
 from lowbit.config.teacher import teacher_model
 from lowbit.data import StepDataModule
+from lowbit.files import read_json, write_json
 from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.build import build_tokenizer
 from lowbit.modeling.descriptions import check_described, save_description
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_teacher_stage
-from lowbit.results import read_json, write_json
 from lowbit.training.loggers import build_loggers
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.ranks import is_leader, led
