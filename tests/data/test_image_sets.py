@@ -50,6 +50,7 @@ def test_images_and_labels_are_those_of_torchvision(images: Path):
     assert [split.images.path(row) for row in range(len(split))] == [Path(path) for path, _ in known.samples]
     assert split.labels.tolist() == known.targets
     assert data.info.num_labels == len(known.classes) == 3
+    assert list(data.info.labels) == known.classes
     for row, (image, _) in enumerate(known):
         assert split.images[row].tolist() == np.asarray(image).transpose(2, 0, 1).tolist()
     assert (data.info.train_size, len(data.splits.validation), data.splits.test) == (12, 6, None)
@@ -61,6 +62,8 @@ def test_cifar_is_read_from_the_official_files(cifar: Path, kind: DataKind):
     data = build_datamodule(config(cifar, kind, augment=False, image=ImageConfig()), 0)
     classes = 10 if kind is DataKind.cifar10 else 100
     assert (data.info.image_size, data.info.channels, data.info.num_labels) == (32, 3, classes)
+    assert len(set(data.info.labels)) == classes
+    assert data.info.labels[2:5] == (("bird", "cat", "deer") if classes == 10 else ("baby", "bear", "beaver"))
     name = "cifar-10-batches-py/data_batch_2" if classes == 10 else "cifar-100-python/train"
     with (cifar / name).open("rb") as file:
         content = pickle.load(file, encoding="latin1")
@@ -90,6 +93,7 @@ def test_cifar_may_also_lie_in_folders_of_classes(tmp_path: Path):
             Image.new("RGB", (32, 32), (name, 0, 0)).save(tmp_path / split / f"class{name}" / "a.png")
     data = build_datamodule(config(tmp_path, DataKind.cifar10, image=ImageConfig()), 0)
     assert (data.info.num_labels, data.info.image_size, len(data.splits.validation)) == (10, 32, 10)
+    assert data.info.labels == tuple(f"class{name}" for name in range(10))
     assert [int(data.splits.train.images[row][0, 0, 0]) for row in range(10)] == list(range(10))
 
 

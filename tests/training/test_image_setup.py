@@ -8,6 +8,8 @@ from lowbit.config import identity
 from lowbit.config.problems import ConfigError
 from lowbit.config.schema import Config
 from lowbit.config.validate import load
+from lowbit.data import data_info
+from lowbit.modeling.descriptions import check_labels
 from lowbit.training.setup import make_datamodule, make_teacher_datamodule
 
 IMAGENET = (0.485, 0.456, 0.406)
@@ -58,3 +60,20 @@ def test_a_random_student_takes_the_pixels_of_its_teacher(images: Path):
     )
     assert student.image == teacher.image
     assert (student.image_size, student.image.mean) == (224, HALF)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "refused"),
+    [
+        (["tench", "English springer", "church"], False),  # WordNet ids are no names in words
+        (["n01440764", "n02102040", "n03888257"], False),
+        (["n02102040", "n01440764", "n03888257"], True),
+    ],
+)
+def test_the_labels_of_a_head_are_compared_with_the_class_folders(theirs: list[str], refused: bool, images: Path):
+    info = data_info(config(images, "model=vit_micro").data)
+    if not refused:
+        check_labels("a teacher", dict(enumerate(theirs)), info)
+        return
+    with pytest.raises(ValueError, match="n02102040, n01440764, n03888257, data=image_folder has n01440764, n021"):
+        check_labels("a teacher", dict(enumerate(theirs)), info)

@@ -17,13 +17,33 @@ _PIXELS = 3 * SIDE * SIDE
 
 @dataclass(frozen=True)
 class CifarDescription:
-    """One of the two; `train` and `test` are the names of the official files, `labels` the key of the labels."""
+    """One of the two; `train` and `test` are the names of the official files, `labels` the key of the labels.
+
+    `names` are those of the classes in the order of their numbers, as in the official `batches.meta` and `meta`.
+    """
 
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     labels: str
-    classes: int
+    names: tuple[str, ...]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.names)
+
+
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
 
 
 CIFAR = {
@@ -32,10 +52,14 @@ CIFAR = {
         train=tuple(f"data_batch_{number}" for number in range(1, 6)),
         test=("test_batch",),
         labels="labels",
-        classes=10,
+        names=tuple(_CIFAR10.split()),
     ),
     DataKind.cifar100: CifarDescription(
-        folder="cifar-100-python", train=("train",), test=("test",), labels="fine_labels", classes=100
+        folder="cifar-100-python",
+        train=("train",),
+        test=("test",),
+        labels="fine_labels",
+        names=tuple(_CIFAR100.split()),
     ),
 }
 

@@ -66,10 +66,10 @@ def train_images(config: DataConfig) -> int:
     return len(found.train.files) if isinstance(found, Folders) else count_rows(found.train, config.kind)
 
 
-def image_classes(config: DataConfig) -> int:
-    """Return the number of classes; raise ValueError where files are missing."""
+def image_classes(config: DataConfig) -> tuple[str, ...]:
+    """Return the names of the classes in the order of their labels; raise ValueError where files are missing."""
     found = find_images(config)
-    return len(found.train.classes) if isinstance(found, Folders) else CIFAR[config.kind].classes
+    return found.train.classes if isinstance(found, Folders) else CIFAR[config.kind].names
 
 
 def image_fingerprint(config: DataConfig) -> str:

@@ -55,17 +55,19 @@ def image_info(config: DataConfig, image: ImageInput | None = None) -> DataInfo:
         ValueError: files are missing.
     """
     wanted = with_settings(image or _own_input(config), config.image)
+    classes = image_classes(config)
     return DataInfo(
         name=config.name,
         modality="image",
         task="classification",
-        num_labels=image_classes(config),
+        num_labels=len(classes),
         metric="accuracy",
         train_size=limit_rows("train_size", config.train_size, train_images(config), config),
         image_size=wanted.size,
         channels=3,
         has_test=False,
         image=wanted,
+        labels=classes,
     )
 
 

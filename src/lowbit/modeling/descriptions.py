@@ -15,6 +15,7 @@ from lowbit.data import DataInfo
 CONFIG_FILE = "config.json"
 # `LABEL_0` of transformers, `0`: no name. Such labels are taken to be in the data set's order.
 _NAMELESS = re.compile(r"(label[ _]?)?\d+")
+_WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders; heads trained on them call the same classes by words
 
 
 def check_labels(source: str, theirs: Mapping[int, str] | None, info: DataInfo) -> None:
@@ -27,6 +28,8 @@ def check_labels(source: str, theirs: Mapping[int, str] | None, info: DataInfo) 
     if len(names) != info.num_labels or len(info.labels) != info.num_labels:
         return
     if any(map(_is_nameless, (*names, *info.labels))) or [*map(_plain, names)] == [*map(_plain, info.labels)]:
+        return
+    if all(map(_WORDNET.fullmatch, info.labels)) and not any(map(_WORDNET.fullmatch, names)):
         return
     raise ValueError(
         f"{source}: its head has the labels {_listed(names)}, data={info.name} has {_listed(info.labels)}, in this "
