@@ -73,14 +73,15 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-def test_bad_rows_stop_the_run_before_anything_is_trained(command: Command, changed_glue: Path, tmp_path, capsys):
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_bad_rows_stop_the_run_before_anything_is_trained(verb, command: Command, changed_glue: Path, tmp_path, capsys):
     file = changed_glue / "SST-2" / "train.tsv"
     lines = file.read_text().splitlines()
     lines[2] = "dull"
     lines[3] = "the jokes land\tmaybe"
     lines[4] = "  \t1"
     file.write_text("\n".join(lines))
-    arguments = [*command("sst2", folder=changed_glue), f"paths.outputs={tmp_path / 'new'}"]
+    arguments = [verb, *command("sst2", folder=changed_glue)[1:], f"paths.outputs={tmp_path / 'new'}"]
     err = refused(arguments, capsys)
     assert "3 bad rows" in err
     assert f"{file}:3: 1 columns, expected 2" in err
@@ -141,3 +142,12 @@ def test_no_network_and_no_cache_says_what_to_do(command: Command, capsys):
     err = refused(command("rte", "data.source=hub", "data.dir=null"), capsys)
     assert "neither cached nor reachable" in err
     assert "GLUE_DIR/RTE/train.tsv and GLUE_DIR/RTE/dev.tsv" in err
+
+
+def test_check_says_what_it_could_not_check(command: Command, capsys):
+    """A login node may reach no hub: the settings are valid all the same, and no row was seen."""
+    assert main(["check", *command("rte", "data.source=hub", "data.dir=null")[1:]]) == 0
+    out = capsys.readouterr().out
+    assert ": valid" in out
+    assert "not checked: the rows of the data: data.source=hub: nyu-mll/glue, rte, train" in out
+    assert "neither cached nor reachable" in out

@@ -101,11 +101,12 @@ def test_bad_questions_stop_the_run_before_anything_is_trained(command: Command,
     content = json.loads(file.read_text())
     content["data"][0]["paragraphs"][0]["qas"][2].pop("question")
     file.write_text(json.dumps(content))
-    assert main([*command("squad_v2", folder=folder), f"paths.outputs={tmp_path / 'new'}"]) == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    assert f"{file}: data[0].paragraphs[0].qas[2]: `question` is missing or empty" in err
-    assert "data.on_bad_row=skip" in err
+    for verb in ("train", "check"):
+        assert main([verb, *command("squad_v2", folder=folder)[1:], f"paths.outputs={tmp_path / 'new'}"]) == 2
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        assert f"{file}: data[0].paragraphs[0].qas[2]: `question` is missing or empty" in err
+        assert "data.on_bad_row=skip" in err
     assert not any((tmp_path / "new" / name).exists() for name in ("runs", "teachers"))
     file.write_text("{")
     assert main(command("squad_v2", folder=folder)) == 2

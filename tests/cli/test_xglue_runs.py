@@ -64,9 +64,10 @@ def test_bad_rows_and_missing_languages_stop_the_run_before_anything_is_trained(
     folder = Path(shutil.copytree(xglue, tmp_path / "xglue"))
     file = folder / "NER" / "de.dev"
     file.write_text(file.read_text() + "\nKöln\n")
-    err = refused([*command("ner", folder=folder), f"paths.outputs={tmp_path / 'new'}"], capsys)
-    assert f"{file}:12: line 12 has 1 cells, expected a word and its tag" in err
-    assert "data.on_bad_row=skip" in err
+    for verb in ("train", "check"):
+        err = refused([verb, *command("ner", folder=folder)[1:], f"paths.outputs={tmp_path / 'new'}"], capsys)
+        assert f"{file}:12: line 12 has 1 cells, expected a word and its tag" in err
+        assert "data.on_bad_row=skip" in err
     assert not any((tmp_path / "new" / name).exists() for name in ("runs", "teachers"))
     err = refused(command("ner", "data.languages=[en,de,nl]", "method=finetune", folder=folder), capsys)
     assert f"no NER/nl.dev, and no validation.nl.parquet or save_to_disk split in {folder / 'NER'}" in err

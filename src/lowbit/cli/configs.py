@@ -24,12 +24,16 @@ def _check(args: argparse.Namespace) -> int:
     except ConfigError:
         jobs = [args.overrides]  # load() says everything that is wrong with them
     loaded = check_jobs(jobs)
-    from lowbit.training.preview import preview
+    from lowbit.training.checks import examine
 
-    for cfg, config in loaded:
-        lines = list(preview(config))
-        print(f"{config.name}/{identity.run_id(cfg)}: valid")
-        print("\n".join(f"  {line}" for line in lines))
+    problems: dict[str, None] = {}
+    for (cfg, config), found in zip(loaded, examine(config for _, config in loaded), strict=True):
+        problems.update(dict.fromkeys(found.problems))
+        if not found.problems:
+            print(f"{config.name}/{identity.run_id(cfg)}: valid")
+            print("\n".join(f"  {line}" for line in [*found.preview, *found.unchecked]))
+    if problems:
+        raise ConfigError(list(problems))
     return 0
 
 

@@ -6,13 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lowbit.config.glue_files import description
 from lowbit.config.image_files import Folders, find_images
 from lowbit.config.schema import DataConfig, DataKind, DataSource, OnBadRow
-from lowbit.config.xglue_files import evaluated_languages, train_language, xglue_description
-from lowbit.data.glue_rows import read_rows
-from lowbit.data.squad_rows import read_questions
-from lowbit.data.xglue_rows import read_sentences, read_texts
+from lowbit.data.text_rows import text_parts
 
 _CIFAR = {DataKind.cifar10: "CIFAR10", DataKind.cifar100: "CIFAR100"}
 
@@ -37,17 +33,9 @@ def fetch_data(config: DataConfig) -> Iterator[str]:
 
 
 def _text(config: DataConfig) -> Iterator[str]:
-    if config.kind is DataKind.glue:
-        for split in description(config).splits:
-            yield f"data={config.name}: {split.split}, {len(read_rows(config, split))} rows"
-    elif config.kind is DataKind.squad:
-        for part in ("train", "dev"):
-            yield f"data={config.name}: {part}, {len(read_questions(config, part))} questions"
-    else:
-        read = read_sentences if xglue_description(config).tags else read_texts
-        yield f"data={config.name}: train, {len(read(config, 'train', train_language(config)))} rows"
-        for language in evaluated_languages(config):
-            yield f"data={config.name}: dev {language}, {len(read(config, 'dev', language))} rows"
+    unit = "questions" if config.kind is DataKind.squad else "rows"
+    for part in text_parts(config):
+        yield f"data={config.name}: {part.name}, {len(part.read())} {unit}"
     yield f"data={config.name}: cached by `datasets`; train with data={config.name} data.source=hub"
 
 

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class OutOfReachError(ValueError):
+    """Something on the hub is neither cached nor reachable: whether it would do is unknown here."""
+
+
 @contextmanager
 def quiet_hub() -> Iterator[None]:
     """Keep the hub's client from printing every retry: what is out of reach is said once, by the error."""
@@ -35,7 +39,7 @@ def hub_split(
         choice: Name of the data group's choice, for `lowbit fetch`.
 
     Raises:
-        ValueError: it is neither cached nor reachable.
+        OutOfReachError: it is neither cached nor reachable.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -46,7 +50,7 @@ def hub_split(
     except (OSError, DatasetsError, ValueError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)  # a timeout may have no text
         where = " and ".join(f"{root}/{name}" for name in files)
-        raise ValueError(
+        raise OutOfReachError(
             f"data.source=hub: {', '.join((repository, *names, split))} at revision {revision} is neither cached nor "
             f"reachable ({first}). Run `lowbit fetch data={choice}` once with network access, or put the official "
             f"files at {where} and set data.source=folder data.dir={root}"

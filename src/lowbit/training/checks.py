@@ -1,0 +1,74 @@
+"""What `lowbit check` looks at beyond the settings: one check per subject, for what `lowbit train` would refuse.
+
+A check is a function in its subject's own room, and a line in `CHECKS`. It may read rows, tokenizers and the
+config.json of models; it loads no weights, trains nothing and writes no runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from lowbit.config.problems import CONFIG_ERRORS, ConfigError, explain
+from lowbit.config.schema import Config
+from lowbit.data.hub import OutOfReachError
+from lowbit.data.text_rows import row_problems
+from lowbit.training.preview import preview
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check of one subject.
+
+    Attributes:
+        subject: What stays unchecked where its files are out of reach.
+        reads: The parts of the config that decide the outcome: jobs of a sweep that share them are checked once.
+        problems: Yields or raises (ValueError, ConfigError, OSError) what `lowbit train` would refuse, and raises
+            OutOfReachError, or a ConfigError from it, where that cannot be known here.
+    """
+
+    subject: str
+    reads: Callable[[Config], object]
+    problems: Callable[[Config], Iterable[str]]
+
+
+CHECKS = (Check("the rows of the data", lambda config: config.data, lambda config: row_problems(config.data)),)
+
+
+@dataclass
+class Findings:
+    """What is wrong with a job, what could not be checked, and lines on what it would do."""
+
+    problems: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    preview: list[str] = field(default_factory=list)
+
+
+def examine(jobs: Iterable[Config]) -> Iterator[Findings]:
+    """Run every check on every job, and preview the job."""
+    known: dict[str, Findings] = {}
+    for config in jobs:
+        found = Findings()
+        for check in CHECKS:
+            key = f"{check.subject}: {check.reads(config)!r}"
+            if key not in known:
+                known[key] = Findings()
+                _collect(check.subject, check.problems, config, known[key], known[key].problems)
+            found.problems += known[key].problems
+            found.unchecked += known[key].unchecked
+        _collect("the stages and rules", preview, config, found, found.preview)
+        yield found
+
+
+def _collect(
+    subject: str, lines: Callable[[Config], Iterable[str]], config: Config, found: Findings, into: list[str]
+) -> None:
+    """Put the lines of a function into a list, and what it raises among the problems or what is unchecked."""
+    try:
+        into.extend(lines(config))
+    except (ConfigError, *CONFIG_ERRORS, OSError) as error:
+        problems = error.problems if isinstance(error, ConfigError) else [explain(error)]
+        if isinstance(error, OutOfReachError) or isinstance(error.__cause__, OutOfReachError):
+            found.unchecked.append(f"not checked: {subject}: {' '.join(problems)}")
+        else:
+            found.problems += [problem for problem in problems if problem not in found.problems]
