@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lowbit.config.enums import DataSource, GlueTask, OnBadRow
+from lowbit.config.glue_files import find_split, train_rows
 from lowbit.config.glue_tasks import TASKS, TRAIN
 from lowbit.config.schema import DataConfig, DataKind, Padding
 from lowbit.data import StepDataModule, build_datamodule, data_info
@@ -62,6 +63,118 @@ def test_parquet_and_saved_folders_hold_the_rows_of_the_table(glue: Path, tmp_pa
     DatasetDict(saved).save_to_disk(tmp_path / "rte")
     assert read_rows(config("rte", tmp_path), TRAIN) == read_rows(config("rte", glue), TRAIN)
     assert data_info(config("rte", tmp_path)).train_size == data_info(config("rte", PARQUET)).train_size == 6
+
+
+def saved_split(names: list[str] | None = None) -> Any:
+    """Return six rows of RTE whose stored labels are 0 1 0 1 0 1, with the names that these numbers have there."""
+    import datasets
+
+    texts = [f"row {number}" for number in range(6)]
+    table = datasets.Dataset.from_dict({"sentence1": texts, "sentence2": texts, "label": [0, 1] * 3})
+    if names is None:
+        return table
+    features = datasets.Features({**table.features, "label": datasets.ClassLabel(names=names)})
+    # Not `cast_column`, which would refuse a number without a name.
+    return datasets.Dataset(table.data.cast(features.arrow_schema), info=datasets.DatasetInfo(features=features))
+
+
+@pytest.mark.parametrize("where", ["parquet", "save_to_disk", "hub"])
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["entailment", "not_entailment"], [0, 1]),
+        (["not_entailment", "entailment"], [1, 0]),
+        (["1", "0"], [1, 0]),
+        (["LABEL_1", "LABEL_0"], [1, 0]),
+        (None, [0, 1]),
+        (["entailment", "other"], r"row 2: label 'other', expected one of entailment, not_entailment"),
+        (["entailment"], r"row 2: label 'number 1 without a name'"),
+    ],
+)
+def test_a_stored_label_is_what_its_name_says(names, labels, where, tmp_path: Path, monkeypatch):
+    """Issue: names in another order than ours permuted the labels of Parquet files and `save_to_disk` folders."""
+    import datasets
+
+    table = saved_split(names)
+    changes: dict[str, Any] = {}
+    if where == "hub":
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+        changes = {"source": DataSource.hub}
+    elif where == "parquet":
+        (tmp_path / "RTE").mkdir()
+        table.to_parquet(tmp_path / "RTE" / "train.parquet")
+    else:
+        datasets.DatasetDict(train=table).save_to_disk(tmp_path / "RTE")
+    settings = config("rte", tmp_path, **changes)
+    if isinstance(labels, str):
+        with pytest.raises(ValueError, match=labels):
+            read_rows(settings, TRAIN)
+    else:
+        assert read_rows(settings, TRAIN).labels == labels * 3
+
+
+def test_names_of_labels_that_official_files_spell_as_numbers(tmp_path: Path):
+    import datasets
+
+    rows = {"sentence": ["a", "b", "c"], "label": ["acceptable", "unacceptable", "1"]}
+    (tmp_path / "CoLA").mkdir()
+    datasets.Dataset.from_dict(rows).class_encode_column("label").to_parquet(tmp_path / "CoLA" / "train.parquet")
+    assert read_rows(config("cola", tmp_path), TRAIN).labels == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("add", "told"),
+    [
+        ("train.parquet", "may be train-00000-of-00001.parquet or train.parquet"),
+        ("train-aug.parquet", "may be train-00000-of-00001.parquet or train-aug.parquet"),
+        ("train-00000-of-00002.parquet", "written as 2 files, and these are here: train-00000-of-00002.parquet"),
+        ("train.tsv", "may be train.tsv or train-00000-of-00001.parquet"),
+        ("dataset_dict.json", "may be train-00000-of-00001.parquet or train/data-00000-of-00001.arrow"),
+    ],
+)
+def test_files_that_may_be_copies_of_others_are_refused(add: str, told: str, tmp_path: Path):
+    """Issue: `train.parquet` and its own shards were read as twice the rows."""
+    import datasets
+
+    folder = tmp_path / "RTE"
+    folder.mkdir()
+    saved_split().to_parquet(folder / "train-00000-of-00001.parquet")
+    assert len(read_rows(config("rte", tmp_path), TRAIN)) == 6
+    if add == "dataset_dict.json":
+        datasets.DatasetDict(train=saved_split()).save_to_disk(folder)
+    elif add.endswith(".tsv"):
+        (folder / add).write_text("sentence1\tsentence2\tlabel\n")
+    else:
+        saved_split().to_parquet(folder / add)
+    with pytest.raises(ValueError, match=told):
+        find_split(config("rte", tmp_path), TRAIN)
+
+
+def test_numbered_files_without_a_total_are_one_split(tmp_path: Path):
+    (tmp_path / "RTE").mkdir()
+    for number in range(2):
+        saved_split().to_parquet(tmp_path / "RTE" / f"train-{number}.parquet")
+    assert len(read_rows(config("rte", tmp_path), TRAIN)) == train_rows(config("rte", tmp_path)) == 12
+
+
+def test_a_saved_split_is_what_its_manifest_lists(tmp_path: Path):
+    """Issue: `cache-*.arrow`, which `.map` leaves there, was read as more rows."""
+    import datasets
+
+    folder, settings = tmp_path / "RTE", config("rte", tmp_path)
+    datasets.DatasetDict(train=saved_split()).save_to_disk(folder, num_shards={"train": 2})
+    whole = read_rows(settings, TRAIN)
+    datasets.load_from_disk(folder)["train"].map(lambda row: {"sentence1": row["sentence1"].upper()})
+    assert list(folder.glob("train/cache-*.arrow"))
+    assert read_rows(settings, TRAIN) == whole
+    assert len(whole) == train_rows(settings) == 6
+    (folder / "train" / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(ValueError, match=r"state\.json lists train/data-00001-of-00002\.arrow, which is not there"):
+        train_rows(settings)
+    for content in ("", "[]", '{"_data_files": [{}]}', '{"_data_files": [{"filename": "../x.arrow"}]}'):
+        (folder / "train" / "state.json").write_text(content)
+        with pytest.raises(ValueError, match=r"state\.json .*write the folder again with save_to_disk"):
+            train_rows(settings)
 
 
 def test_the_hub_gives_rows_of_the_pinned_revision(glue: Path, monkeypatch: pytest.MonkeyPatch):

@@ -144,6 +144,42 @@ def test_parquet_files_and_the_hub_hold_the_rows_of_the_official_file(
         read(config(task, tmp_path, source=DataSource.hub, revision="main"))
 
 
+@pytest.mark.parametrize("on_hub", [False, True])
+@pytest.mark.parametrize(
+    ("task", "names", "labels"),
+    [
+        ("xnli", ["contradiction", "entailment", "neutral"], [2, 0, 1]),
+        ("pawsx", ["same", "different"], [1, 0]),
+        ("qam", ["True", "False"], [1, 0]),
+        ("wpr", ["Perfect", "Bad"], [4, 0]),
+        ("ner", ["I-PER", "O", "B-PER"], [2, 0, 1]),
+        ("pos", ["X", "NOUN", "WORD"], r"word 3: tag 'WORD', expected one of ADJ"),
+        ("nc", ["sports", "chess"], r"row 2: label 'chess', expected one of foodanddrink"),
+    ],
+)
+def test_a_stored_label_is_what_its_name_says(task, names, labels, on_hub, tmp_path: Path, monkeypatch):
+    import datasets
+
+    known = XGLUE_TASKS[XglueTask[task]]
+    label: Any = datasets.ClassLabel(names=names)
+    stored: list[Any] = list(range(len(names)))
+    columns: dict[str, Any] = {name: [f"text {number}" for number in stored] for name in known.columns}
+    if known.tags:
+        stored, columns, label = [stored], {"words": [["a"] * len(names)]}, datasets.List(label)
+    columns[known.columns[-1]] = stored
+    table = datasets.Dataset.from_dict(columns).cast_column(known.columns[-1], label)
+    (tmp_path / known.folder).mkdir()
+    table.to_parquet(tmp_path / known.folder / "train.parquet")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    settings = config(task, tmp_path, **({"source": DataSource.hub, "dir": None} if on_hub else {}))
+    if isinstance(labels, str):
+        with pytest.raises(ValueError, match=labels):
+            read(settings)
+    else:
+        rows = read(settings)
+        assert (rows.tags[0] if known.tags else rows.labels) == labels
+
+
 def test_every_language_is_a_validation_split(xglue: Path, tokenizer: Any):
     data = build_datamodule(config("xnli", xglue, languages=["fr", "de", "en"]), 0, tokenizer)
     assert data.info.more_validation == ("fr", "de")

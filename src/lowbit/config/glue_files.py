@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,8 @@ from lowbit.config.glue_tasks import TASKS, TRAIN, SplitName, TaskDescription
 from lowbit.config.schema import DataConfig
 
 SAVED = "dataset_dict.json"  # what `DatasetDict.save_to_disk` leaves at the top
+MANIFEST = "state.json"  # and for each split
+_SHARD = re.compile(r"-(?P<number>\d+)(?:-of-(?P<total>\d+)(?:-[0-9a-f]+)?)?\.parquet")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def find_split(config: DataConfig, split: SplitName) -> SplitFiles | None:
     if config.source is DataSource.hub:
         return None
     folder = _task_folder(config)
-    found = _in_folder(folder, split)
+    found = split_files(folder / f"{split.file}.tsv", folder, split.split)
     if found is None:
         raise ValueError(
             f"data.dir={config.dir}: {folder} has no {split.file}.tsv, no {split.split}.parquet (or "
@@ -85,13 +89,81 @@ def count_rows(found: SplitFiles) -> int:
     return sum(_count(found.format, *stamp(file)) for file in found.files)
 
 
-def column_files(folder: Path, split: str) -> SplitFiles | None:
-    """Return the Parquet files of a split, or those of a `save_to_disk` folder; None if there are neither."""
-    columns = (*folder.glob(f"{split}.parquet"), *sorted(folder.glob(f"{split}-*.parquet")))
-    if columns:
-        return SplitFiles("parquet", columns)
-    saved = sorted((folder / split).glob("*.arrow"))
-    return SplitFiles("arrow", tuple(saved)) if saved and (folder / SAVED).is_file() else None
+def split_files(table: Path, folder: Path | None, split: str) -> SplitFiles | None:
+    """Return the files of a split: the TSV file, Parquet files, or those of a `save_to_disk` folder; None without any.
+
+    Args:
+        table: The TSV file.
+        folder: Where Parquet files and saved splits would be; None: they cannot hold this split.
+        split: Its name in these.
+
+    Raises:
+        ValueError: several sets of files, which may hold the same rows or others, or one that is not whole.
+    """
+    found = [SplitFiles("tsv", (table,))] if table.is_file() else []
+    if folder is not None:
+        found += [*_parquet(folder, split), *_saved(folder, split)]
+    if len(found) > 1:
+        sets = " or ".join(_listed(files.files) for files in found)
+        raise ValueError(
+            f"{found[0].files[0].parent}: the split {split} may be {sets}: keep one of them, and move the others away"
+        )
+    return found[0] if found else None
+
+
+def _parquet(folder: Path, split: str) -> list[SplitFiles]:
+    """Return each set of Parquet files that may be a split: one file, or numbered ones that belong together."""
+    sets: dict[str, list[Path]] = {}
+    for file in sorted((*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet"))):
+        part = _SHARD.fullmatch(file.name[len(split) :])
+        sets.setdefault(file.name if part is None else f"shards of {part['total']}", []).append(file)
+    for files in sets.values():
+        _check_shards(files, split)
+    return [SplitFiles("parquet", tuple(files)) for files in sets.values()]
+
+
+def _check_shards(files: list[Path], split: str) -> None:
+    """Refuse shards that are not all there: `train-00001-of-00003` says how many were written."""
+    parts = [part for file in files if (part := _SHARD.fullmatch(file.name[len(split) :]))]
+    total = next((int(part["total"]) for part in parts if part["total"]), None)
+    if total is not None and sorted(int(part["number"]) for part in parts) != list(range(total)):
+        raise ValueError(
+            f"{files[0].parent}: the split {split} was written as {total} files, and these are here: "
+            f"{_listed(files)}; bring the missing ones, or write it again"
+        )
+
+
+def _saved(folder: Path, split: str) -> list[SplitFiles]:
+    """Return the files that `save_to_disk` wrote, as its own manifest lists them: `.map` leaves others beside them."""
+    manifest = folder / split / MANIFEST
+    if not (folder / SAVED).is_file() or not manifest.parent.is_dir():
+        return []
+    try:
+        state = json.loads(manifest.read_text(encoding="utf-8"))
+        files = [manifest.parent / str(entry["filename"]) for entry in state["_data_files"]]
+        indices = state.get("_indices_data_files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{manifest} does not list the files of the split ({type(error).__name__}: {error}); "
+            "write the folder again with save_to_disk"
+        ) from error
+    missing = [file for file in files if file.parent != manifest.parent or not file.is_file()]
+    if missing or not files:
+        raise ValueError(
+            f"{manifest} lists {_listed(missing) or 'no file'}, which is not there; "
+            "write the folder again with save_to_disk"
+        )
+    if indices:
+        raise ValueError(
+            f"{manifest} lists indices into its rows, as old versions of datasets wrote them; load the folder with "
+            "load_from_disk, and write it again with flatten_indices().save_to_disk"
+        )
+    return [SplitFiles("arrow", tuple(files))]
+
+
+def _listed(files: Sequence[Path]) -> str:
+    names = [file.name if file.suffix != ".arrow" else f"{file.parent.name}/{file.name}" for file in files]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def digest(found: SplitFiles) -> str:
@@ -122,13 +194,6 @@ def _task_folder(config: DataConfig) -> Path:
         missing = f"no folder {' or '.join(names)} in it" if root.is_dir() else "no such folder"
         raise ValueError(f"data.dir={config.dir}: {missing}; {_remedy(config)}")
     return folder
-
-
-def _in_folder(folder: Path, split: SplitName) -> SplitFiles | None:
-    table = folder / f"{split.file}.tsv"
-    if table.is_file():
-        return SplitFiles("tsv", (table,))
-    return column_files(folder, split.split)
 
 
 def _train_file(config: DataConfig) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lowbit.config.data_files import joined_digest, length_problem, limit_rows, stamp
 from lowbit.config.enums import DataSource, OnBadRow
-from lowbit.config.glue_files import SplitFiles, column_files, count_rows, digest
+from lowbit.config.glue_files import SplitFiles, count_rows, digest, split_files
 from lowbit.config.schema import DataConfig
 from lowbit.config.xglue_tasks import XGLUE_TASKS, Part, XglueDescription, split_name
 
@@ -72,10 +72,8 @@ def find_part(config: DataConfig, part: Part, language: str) -> SplitFiles | Non
     root = Path(config.dir).expanduser()
     if not root.is_dir():
         raise ValueError(f"data.dir={config.dir}: no such folder; {_remedy(root / name)}")
-    if (root / name).is_file():
-        return SplitFiles("tsv", (root / name,))
     # On the hub `train` is English: it must not be taken for another language's.
-    found = column_files(root / task.folder, split) if part == "dev" or language == "en" else None
+    found = split_files(root / name, root / task.folder if part == "dev" or language == "en" else None, split)
     if found is None:
         others = "" if part == "train" else ", or set data.languages to the languages that you have"
         raise ValueError(

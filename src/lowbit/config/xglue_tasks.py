@@ -6,7 +6,7 @@ access: file names, label names, languages and row counts are unverified.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lowbit.config.enums import XglueTask
@@ -32,7 +32,7 @@ class XglueDescription:
         metric: Name of the score, see `lowbit.data.build_metric`.
         train_rows: Number of training rows, or sentences.
         numbered: Files may begin each row with its number.
-        aliases: Other spellings of labels in the files.
+        aliases: Other spellings of labels, in the files or on the hub.
     """
 
     folder: str
@@ -104,6 +104,7 @@ XGLUE_TASKS: dict[XglueTask, XglueDescription] = {
         metric="accuracy",
         train_rows=49_401,
         numbered=True,
+        aliases=(("different", "0"), ("same", "1")),
     ),
     XglueTask.nc: _texts(
         "nc",
@@ -123,7 +124,10 @@ XGLUE_TASKS: dict[XglueTask, XglueDescription] = {
         99_997,
         "ndcg",
     ),
-    XglueTask.qam: _texts("qam", ("question", "answer", "label"), "0 1", "en de fr", 100_000),
+    XglueTask.qam: replace(
+        _texts("qam", ("question", "answer", "label"), "0 1", "en de fr", 100_000),
+        aliases=(("False", "0"), ("True", "1")),
+    ),
     XglueTask.ner: _tags(
         "ner", "O B-PER I-PER B-ORG I-ORG B-LOC I-LOC B-MISC I-MISC", "en de es nl", 14_042, "entity_f1"
     ),

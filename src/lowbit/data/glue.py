@@ -22,7 +22,7 @@ from lowbit.data.info import DataInfo
 from lowbit.data.splits import Splits, TextSplit, fixed_width
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
 
-_FORMAT = 1  # of the cache; another number forgets every file
+_FORMAT = 2  # of the cache; another number forgets every file
 
 
 def glue_info(config: DataConfig) -> DataInfo:

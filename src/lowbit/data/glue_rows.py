@@ -14,6 +14,7 @@ from lowbit.config.glue_tasks import LARGEST_SCORE, REPOSITORY, REVISION, SplitN
 from lowbit.config.schema import DataConfig
 from lowbit.data.bad_rows import check_rows, text_problem
 from lowbit.data.hub import hub_split
+from lowbit.data.label_names import by_name
 
 # Where a row stands, and its cells in the order of the wanted columns, or what keeps it from having them.
 Record = tuple[str, Sequence[Any] | str]
@@ -67,7 +68,7 @@ def _take(rows: Rows, task: TaskDescription, cells: Sequence[Any]) -> str | None
 
 def _label(task: TaskDescription, label: Any) -> float | None:
     if task.labels and isinstance(label, str):
-        return task.labels.index(label) if label in task.labels else None
+        return next((known.index(label) for known in (task.labels, task.names) if label in known), None)
     try:
         value = float(label)
     except (TypeError, ValueError):
@@ -138,8 +139,18 @@ def table_rows(found: SplitFiles, wanted: Sequence[str]) -> Iterator[Record]:
         missing = [name for name in wanted if name not in table.column_names]
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
-        rows = zip(*(table[name].to_pylist() for name in wanted), strict=True)
+        features = _features(path, table.schema)
+        rows = zip(*(by_name(table[name].to_pylist(), features[name]) for name in wanted), strict=True)
         yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _features(path: Path, schema: Any) -> Any:
+    from datasets import Features
+
+    try:
+        return Features.from_arrow_schema(schema)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: the description of its columns by `datasets` cannot be read ({error})") from error
 
 
 def _hub(config: DataConfig, task: TaskDescription, split: SplitName) -> Iterator[Record]:
@@ -154,7 +165,12 @@ def _hub(config: DataConfig, task: TaskDescription, split: SplitName) -> Iterato
         root="GLUE_DIR",
         files=files,
         choice=config.name,
-    ).select_columns([*task.features, "label"])[:]
-    where = f"{REPOSITORY}, {config.task.name}, {split.split}"
-    rows = zip(*(data[name] for name in (*task.features, "label")), strict=True)
+    )
+    return hub_rows(data, [*task.features, "label"], f"{REPOSITORY}, {config.task.name}, {split.split}")
+
+
+def hub_rows(data: Any, wanted: Sequence[str], where: str) -> Iterator[Record]:
+    """Yield where each row of a split of `datasets` stands, and its cells in the wanted columns."""
+    columns = data.select_columns(list(wanted))[:]
+    rows = zip(*(by_name(columns[name], data.features[name]) for name in wanted), strict=True)
     return ((f"{where} row {number}", row) for number, row in enumerate(rows, start=1))

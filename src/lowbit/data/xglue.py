@@ -28,7 +28,7 @@ from lowbit.data.tagging import TagSplit, tokenize_words
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
 from lowbit.data.xglue_rows import Sentences, read_sentences, read_texts
 
-_FORMAT = 1  # of the cache; another number forgets every file
+_FORMAT = 2  # of the cache; another number forgets every file
 
 
 def xglue_info(config: DataConfig) -> DataInfo:

@@ -16,7 +16,7 @@ from lowbit.config.schema import DataConfig
 from lowbit.config.xglue_files import BLANKS, find_part, is_header, xglue_description
 from lowbit.config.xglue_tasks import REPOSITORY, REVISION, Part, XglueDescription, split_name
 from lowbit.data.bad_rows import check_rows, text_problem
-from lowbit.data.glue_rows import Record, Rows, table_rows
+from lowbit.data.glue_rows import Record, Rows, hub_rows, table_rows
 from lowbit.data.hub import hub_split
 
 
@@ -184,7 +184,4 @@ def _hub(config: DataConfig, task: XglueDescription, part: Part, language: str) 
             f"run no loading scripts. Set data.revision={REVISION}, or put the official file at XGLUE_DIR/{files[0]} "
             "and set data.source=folder data.dir=XGLUE_DIR"
         ) from error
-    where = f"{REPOSITORY}, {task.hub}, {split}"
-    columns = data.select_columns(list(task.columns))[:]
-    rows = zip(*(columns[name] for name in task.columns), strict=True)
-    return ((f"{where} row {number}", row) for number, row in enumerate(rows, start=1))
+    return hub_rows(data, task.columns, f"{REPOSITORY}, {task.hub}, {split}")
