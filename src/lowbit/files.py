@@ -1,15 +1,23 @@
-"""Files that are whole or absent: atomic writes, JSON and digests (imports nothing of ours)."""
+"""Files that are whole or absent: atomic writes, JSON that carries its own digest (imports nothing of ours)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+SEAL = "sha256"  # key of the digest in a JSON file of ours
+_REWRITE = "Delete that file and run the same command again to rewrite it."
+_TEMPORARY = ".tmp"
+_STALE_SECONDS = 3600  # after so long without a write, what another machine was writing is a leftover
 
 
 @contextmanager
@@ -18,13 +26,18 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
     A reader sees the old file or the whole new one. The new file is on disk before it gets its name (unless `sync` is
     false), and has the permissions of any new file, whoever wrote it. If the block raises, the old file stays.
+
+    Raises:
+        OSError: the file cannot be written: the disk is full, for example; names `path`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The same folder, because os.replace is atomic only within one file system; a name of its own for each writer.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    # The same folder, because os.replace is atomic only within one file system; the writer's process in the name, so
+    # that `remove_leftovers` knows whether it lives.
+    writer = f"{socket.gethostname()}-{os.getpid()}"
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{writer}{_TEMPORARY}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # that of any new file; safetensors would make it 0600
+        mode = temporary.stat().st_mode  # that of any new file, which the block may change
         yield temporary
         temporary.chmod(mode)
         if sync:
@@ -32,8 +45,75 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
         temporary.replace(path)
         if sync:
             _sync(path.parent)
+    except OSError as error:
+        raise _not_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _unlink(temporary)
+
+
+def _not_written(path: Path, error: OSError) -> OSError:
+    text = f"{path} cannot be written ({error.strerror or error}). Make that possible, and the same command goes on"
+    return OSError(error.errno, text) if error.errno is not None else OSError(text)
+
+
+def _unlink(path: Path) -> None:
+    """Remove a file, if it is there and its folder is one."""
+    try:
+        path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        return
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers left that were killed: temporary files of processes that are gone.
+
+    Those of another machine, or of unknown origin, go after an hour without a write. Call this under the folder's
+    lock, if it has one.
+    """
+    for path in [*folder.rglob(f".*{_TEMPORARY}"), *folder.rglob(".tmp??????")]:  # the latter of safetensors itself
+        try:
+            if _is_left_over(path):
+                path.unlink()
+        except FileNotFoundError:  # its writer has just finished
+            continue
+
+
+def _is_left_over(path: Path) -> bool:
+    writer = path.name.removesuffix(_TEMPORARY).rpartition(".")[2] if path.suffix == _TEMPORARY else ""
+    host, _, pid = writer.rpartition("-")
+    if host == socket.gethostname() and pid.isdecimal():
+        return not is_alive(int(pid))
+    return time.time() - path.stat().st_mtime > _STALE_SECONDS
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; no process has an id that the system could not give."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder, so that it is out of the way and can be looked at; return its new path."""
+    number, aside = 1, path.with_name(f"{path.name}.damaged")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged{number}")
+    path.rename(aside)
+    return aside
+
+
+def move_folder(folder: Path, to: Path) -> None:
+    """Give a whole folder its final name, its content being on disk before."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file() or path.is_dir():
+            _sync(path)
+    folder.replace(to)
+    _sync(to.parent)
 
 
 def _sync(path: Path) -> None:
@@ -54,32 +134,63 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
 def write_json(path: Path, payload: Any, *, sync: bool = True) -> None:
     """Write `payload` as JSON so that a reader sees the old file or the whole new one, never a part.
 
+    An object gets one more key, `sha256`: the digest of the rest, which `read_json` compares.
+
     Raises:
         TypeError: `payload` holds something that JSON cannot express; the old file stays.
+        ValueError: or a number that it cannot: NaN or an infinity.
     """
     # Serialized before any file is touched, so a bad payload leaves nothing behind.
-    write_text(path, json.dumps(payload, indent=2, ensure_ascii=False) + "\n", sync=sync)
+    plain = json.loads(json.dumps(payload, allow_nan=False))
+    if isinstance(plain, dict):
+        plain[SEAL] = _digest(plain)
+    write_text(path, json.dumps(plain, indent=2, ensure_ascii=False) + "\n", sync=sync)
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file, or None if there is no such file.
+    """Return the content of a JSON file without its digest, or None if there is no such file.
+
+    Files of earlier versions have no digest, and may hold NaN and infinities, which no other reader would take.
 
     Raises:
-        ValueError: the file is not valid JSON.
+        ValueError: the file is not valid JSON, or not what was written.
     """
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         return None
+    except NotADirectoryError as error:
+        raise ValueError(f"{path.parent} is a file where a folder is expected. Move it away.") from error
+    except IsADirectoryError as error:
+        raise ValueError(f"{path} is a folder where a file is expected. Move it away.") from error
     try:
-        return json.loads(text)
-    except ValueError as error:  # also covers bytes that are not UTF-8
-        raise ValueError(
-            f"{path} is not valid JSON ({error}). Delete that file and run the same command again to rewrite it."
-        ) from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # the first also covers bytes that are not UTF-8
+        raise ValueError(f"{path} is not valid JSON ({error}). {_REWRITE}") from error
+    if isinstance(content, dict) and _is_changed(content):
+        raise ValueError(f"{path} is damaged: its content does not have the SHA-256 that was written. {_REWRITE}")
+    return content
+
+
+def _is_changed(content: dict[str, Any]) -> bool:
+    """Whether an object is not what was sealed; takes its seal out."""
+    sealed = content.pop(SEAL, None)
+    if sealed is not None:
+        return bool(sealed != _digest(content))
+    # No file of ours has such a value under another key: it is a seal whose key is damaged.
+    return any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in content.values())
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode())
+
+
+def sha256(content: bytes | memoryview) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,13 +2,14 @@
 
 import os
 import socket
+from dataclasses import asdict
 
 import pytest
 from filelock import FileLock
 
 from lowbit.execution.states import State, is_running, state_of, steps_done
 from lowbit.files import write_json
-from lowbit.results.run_folder import Attempt, Progress, read_progress, write_attempt, write_progress
+from lowbit.results.run_folder import Attempt, Progress, StageRecord, read_progress, write_attempt, write_progress
 
 
 def test_states_in_the_order_of_a_life(job, finish):
@@ -51,7 +52,8 @@ def test_dead_holder_is_told_without_touching_the_lock(job, monkeypatch):
 
 def test_progress_of_the_stage_in_training_counts(job):
     a = job("a")
-    write_json(a.folder / "stages" / "first" / "stage.json", {"steps": 60})
+    write_json(a.folder / "stages" / "first" / "stage.json", asdict(StageRecord("first", 60, 1.0, {})))
+    write_json(a.folder / "stages" / "third" / "stage.json", [])
     write_progress(a.folder / "stages" / "second", Progress("second", "second:probs", 7, 40, {"loss": 0.5}))
     assert steps_done(a.folder) == 67
     assert read_progress(a.folder) == Progress("second", "second:probs", 7, 40, {"loss": 0.5})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lowbit.files import write_json
+from lowbit.files import remove_leftovers, replacing, write_json
 from lowbit.results import SCHEMA, read_run
 
 Payload = dict[str, Any]
@@ -72,7 +72,8 @@ def test_data_reaches_the_disk_before_the_swap(
 
     def fsync(_: int) -> None:
         (file,) = tmp_path.iterdir()
-        seen.append(("fsync", json.loads(file.read_text(encoding="utf-8"))))
+        written = json.loads(file.read_text(encoding="utf-8"))
+        seen.append(("fsync", {key: written[key] for key in payload}))
 
     def replace(source: Path, target: Path) -> None:
         assert Path(source).parent == Path(target).parent
@@ -85,7 +86,7 @@ def test_data_reaches_the_disk_before_the_swap(
     assert seen == [("fsync", payload), ("replace", payload), ("fsync", payload)]  # the last one of the folder
 
 
-@pytest.mark.parametrize("content", [b'{"schema": 1, "sta', b"", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b'{"schema": 1, "sta', b"", b"\xff\xfe\x00", b"[" * 100_000])
 def test_corrupt_file_is_named(tmp_path: Path, content: bytes) -> None:
     """A truncated, empty or binary file is not a traceback from the JSON module."""
     (tmp_path / "run.json").write_bytes(content)
@@ -124,6 +125,62 @@ def test_unusable_file_says_why(
     with pytest.raises(ValueError, match=message) as error:
         read_run(tmp_path)
     assert str(tmp_path / "run.json") in str(error.value)
+
+
+def test_no_changed_byte_goes_unnoticed(tmp_path: Path, payload: Payload) -> None:
+    """Each byte in turn; a change of white space alone, or of how a letter is written, changes nothing."""
+    path = tmp_path / "run.json"
+    write_json(path, payload)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            found = read_run(tmp_path)
+        except ValueError as error:
+            told = str(error)
+            found = payload if str(path) in told and "Delete that file and run the same" in told else told
+        assert found == payload, whole[place : place + 20]
+
+
+def test_a_file_of_the_first_version_is_read_as_it_is(tmp_path: Path, payload: Payload) -> None:
+    """It has no digest, and a name may have any length."""
+    old = payload | {"name": "x" * 64, "seconds": float("inf")}
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    assert read_run(tmp_path) == old
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_json_lacks_is_not_written(tmp_path: Path, payload: Payload, value: float) -> None:
+    """Other readers of JSON would refuse the file."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "run.json", payload | {"seconds": value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    """Nor is a folder in place of a file a traceback."""
+    (tmp_path / "run").write_text("")
+    (tmp_path / "other" / "run.json").mkdir(parents=True)
+    for name, message in (("run", "run is a file where a folder is expected. Move it"), ("other", "is a folder where")):
+        with pytest.raises(ValueError, match=message):
+            read_run(tmp_path / name)
+
+
+def test_leftovers_of_dead_writers_go_and_no_others(tmp_path: Path) -> None:
+    """A killed process leaves its temporary file; what another one is writing stays."""
+    code = "import os, sys, pathlib; from lowbit.files import replacing\nwith replacing(pathlib.Path(sys.argv[1])):\n"
+    subprocess.run([sys.executable, "-c", code + "    os._exit(9)", tmp_path / "stages" / "a.ckpt"], check=False)
+    (left,) = tmp_path.rglob(".a.ckpt*")
+    elsewhere = [tmp_path / ".a.json.01234567.far-9.tmp", tmp_path / ".tmpAb12xY"]
+    for path in elsewhere:
+        path.touch()
+    with replacing(tmp_path / "b.json") as mine:
+        remove_leftovers(tmp_path)
+        assert [path.exists() for path in (left, *elsewhere, mine)] == [False, True, True, True]
+    for path in elsewhere:
+        os.utime(path, (0, 0))
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "stages"]
 
 
 def test_import_is_light() -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import enum
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lowbit.execution.jobs import Job
-from lowbit.files import read_json
 from lowbit.results.run_file import read_run
-from lowbit.results.run_folder import ERROR_FILE, HOLDER_FILE, LOCK_FILE, STAGE_FILE, read_attempt, read_progress
+from lowbit.results.run_folder import (
+    ERROR_FILE,
+    HOLDER_FILE,
+    LOCK_FILE,
+    read_attempt,
+    read_holder,
+    read_progress,
+    read_stage,
+)
 
 _INTERRUPTED = 130
 
@@ -56,33 +61,27 @@ def is_running(folder: Path) -> bool:
     process that took it last may be alive.
     """
     lock = folder / LOCK_FILE
-    try:
-        holder = read_json(folder / HOLDER_FILE)
-    except ValueError:
+    if not lock.exists() or not (folder / HOLDER_FILE).exists():
         return False
-    if holder is None or not lock.exists():
-        return False
-    if holder["host"] == socket.gethostname() and not _alive(int(holder["pid"])):
+    holder = read_holder(folder)
+    if holder is not None and holder.is_gone:
         return False
     try:
         with FileLock(lock, blocking=False):
             return False
-    except Timeout:
+    except (Timeout, PermissionError):  # the latter: of another user, who may be running it
         return True
 
 
 def steps_done(folder: Path) -> int:
     """Return how many steps of all its stages an unfinished run has behind it, as far as its files say."""
-    finished = [read_json(path) for path in folder.glob(f"stages/*/{STAGE_FILE}")]
     progress = read_progress(folder)
-    return sum(int(record["steps"]) for record in finished) + (0 if progress is None else progress.step)
+    return sum(map(_steps_of, folder.glob("stages/*"))) + (0 if progress is None else progress.step)
 
 
-def _alive(pid: int) -> bool:
+def _steps_of(stage: Path) -> int:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
+        record = read_stage(stage)
+    except ValueError:  # running the job says what is wrong with the file
+        return 0
+    return 0 if record is None else record.steps

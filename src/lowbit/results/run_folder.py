@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
+import os
+import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
-from lowbit.files import read_json, write_json
+from lowbit.files import is_alive, read_json, write_json
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = "holder.json"
@@ -16,6 +21,48 @@ LOG_FILE = "job.log"  # what the job of a sweep prints
 ATTEMPT_FILE = "attempt.json"
 PROGRESS_FILE = "progress.json"
 STAGE_FILE = "stage.json"  # of a finished stage, in the stage's folder
+
+
+_PLAIN: dict[Any, Any] = {
+    float: (int, float),
+    dict[str, float]: dict,
+    dict[str, str]: dict,
+}  # what JSON makes of the fields' types
+_Record = TypeVar("_Record", "Attempt", "Progress", "Holder", "StageRecord")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a finished stage leaves: its numbers, and the SHA-256 of each file beside the record.
+
+    Earlier versions recorded no files.
+    """
+
+    name: str
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+    files: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry of run.json."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that took the run's lock last."""
+
+    pid: int
+    host: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it surely runs no more: it was of this machine, and there is no such process."""
+        return self.host == socket.gethostname() and not is_alive(self.pid)
 
 
 @dataclass(frozen=True)
@@ -41,6 +88,32 @@ class Progress:
     values: dict[str, float] = field(default_factory=dict)
 
 
+def read_stage(folder: Path) -> StageRecord | None:
+    """Return the record of a finished stage, None where the stage is not finished.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / STAGE_FILE
+    content = read_json(path)
+    if content is None and not path.exists():
+        return None
+    record = _made(content, StageRecord)
+    if record is None:
+        raise ValueError(f"{path} is not the record of a stage")
+    return record
+
+
+def write_holder(folder: Path) -> None:
+    """Record that this process holds the run."""
+    write_json(folder / HOLDER_FILE, asdict(Holder(os.getpid(), socket.gethostname())))
+
+
+def read_holder(folder: Path) -> Holder | None:
+    """Return who took the run's lock last, or None where nobody did or the record cannot be read."""
+    return _record(folder / HOLDER_FILE, Holder)
+
+
 def write_attempt(folder: Path, attempt: Attempt) -> None:
     """Record how a process of the run ended."""
     write_json(folder / ATTEMPT_FILE, asdict(attempt))
@@ -48,21 +121,52 @@ def write_attempt(folder: Path, attempt: Attempt) -> None:
 
 def read_attempt(folder: Path) -> Attempt | None:
     """Return how the last process ended, or None where no sweep has run it to an end."""
-    content = _readable(folder / ATTEMPT_FILE)
-    return None if content is None else Attempt(**content)
+    return _record(folder / ATTEMPT_FILE, Attempt)
 
 
 def write_progress(folder: Path, progress: Progress) -> None:
     """Replace the stage's progress; not synced to disk, since a lost one is written again a second later."""
-    write_json(folder / PROGRESS_FILE, asdict(progress), sync=False)
+    finite = {name: value for name, value in progress.values.items() if math.isfinite(value)}
+    write_json(folder / PROGRESS_FILE, {**asdict(progress), "values": finite}, sync=False)
 
 
 def read_progress(folder: Path) -> Progress | None:
     """Return the progress of the stage that is being trained in a run folder (or a teacher's), or None."""
     files = [*folder.glob(f"stages/*/{PROGRESS_FILE}"), *folder.glob(PROGRESS_FILE)]
     dated = sorted((found for found in map(_dated, files) if found is not None), key=lambda pair: pair[0])
-    content = _readable(dated[-1][1]) if dated else None
-    return None if content is None else Progress(**content)
+    return _record(dated[-1][1], Progress) if dated else None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a metrics.csv without their empty cells; none where there is no such file.
+
+    Raises:
+        ValueError: the file is not one that a run wrote.
+    """
+    if not path.exists():
+        return []
+    try:
+        return rows_of(path.read_bytes().decode())
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error}). Move it away") from error
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    """Return the rows of the text of a metrics.csv, each with a stage, a step and numbers.
+
+    Raises:
+        ValueError: saying what is wrong; csv.Error: the same.
+    """
+    rows: list[dict[str, str]] = []
+    for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+        cells: dict[str, str] = {key: value for key, value in row.items() if value != ""}
+        if None in row or None in row.values() or not {"stage", "step"} <= cells.keys():
+            raise ValueError(f"row {len(rows) + 1} does not have the columns of the first line")
+        int(cells["step"])
+        for value in (value for key, value in cells.items() if key != "stage"):
+            float(value)
+        rows.append(cells)
+    return rows
 
 
 def _dated(path: Path) -> tuple[float, Path] | None:
@@ -72,10 +176,22 @@ def _dated(path: Path) -> tuple[float, Path] | None:
         return None
 
 
-def _readable(path: Path) -> dict[str, Any] | None:
-    """Return a record that only helps to show a sweep; one that cannot be read is as good as none."""
+def _record(path: Path, kind: type[_Record]) -> _Record | None:
+    """Return a record that only helps to show a run; one that cannot be read is as good as none."""
     try:
-        content = read_json(path)
-    except ValueError:
+        return _made(read_json(path), kind)
+    except (ValueError, OSError):
         return None
-    return content if isinstance(content, dict) else None
+
+
+def _made(content: Any, kind: type[_Record]) -> _Record | None:
+    """Return the record of a file's content, or None if that lacks something or has something of another type."""
+    types = get_type_hints(kind)
+    if not isinstance(content, dict) or content.keys() - types.keys():
+        return None
+    try:
+        found = kind(**content)
+    except TypeError:  # something is missing
+        return None
+    fits = all(isinstance(getattr(found, name), _PLAIN.get(expected, expected)) for name, expected in types.items())
+    return found if fits else None
