@@ -1,9 +1,12 @@
 """Image files: what is listed, how a batch is made of them, and that it depends on (seed, step) alone."""
 
+import io
 import pickle
 import random
 import shutil
+import struct
 import warnings
+import zlib
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +22,7 @@ from lowbit.config.enums import Interpolation
 from lowbit.config.image_schema import ImageConfig
 from lowbit.config.schema import DataConfig, DataKind, OnBadRow
 from lowbit.data import Batch, ImageInput, StepDataModule, build_datamodule, data_info
-from lowbit.data.image_source import FileImages, PixelImages
+from lowbit.data.image_source import FileImages, PixelImages, UnreadableImageError
 from lowbit.data.image_transforms import evaluation_transform, seeded
 
 HARD = ImageConfig(size=16, color_jitter=0.4, randaugment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
@@ -267,3 +270,132 @@ def test_sources_know_their_bounds(images: Path):
         source.path(1)
     pixels = torch.arange(24, dtype=torch.uint8).reshape(1, 3, 2, 4)
     assert np.asarray(PixelImages(pixels).pil(0)).tolist() == pixels[0].permute(1, 2, 0).tolist()
+
+
+def gradient(largest: int, kind: type) -> Any:
+    return (np.arange(12).reshape(3, 4) * (largest / 11)).round().astype(kind)
+
+
+def pgm(largest: int) -> bytes:
+    pixels = gradient(largest, np.uint16)
+    return f"P5 4 3 {largest}\n".encode() + (pixels.astype(">u2") if largest > 255 else pixels.astype("u1")).tobytes()
+
+
+def tiff(bits: int, photometric: int, raw: bytes) -> bytes:
+    """Return a grey TIFF of 4x3 pixels, little-endian, in one strip."""
+    tags = {256: 4, 257: 3, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 3, 279: len(raw)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    offset = 8 + len(raw) + len(raw) % 2
+    return (
+        struct.pack("<2sHI", b"II", 42, offset)
+        + raw.ljust(offset - 8, b"\0")
+        + struct.pack("<H", len(tags))
+        + entries
+        + bytes(4)
+    )
+
+
+def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def twelve_bits() -> bytes:
+    a, b = gradient(4095, np.uint16).reshape(-1, 2).T.astype(int)
+    return np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+
+
+GREY16 = gradient(65535, np.uint16)
+PALETTE = Image.frombytes("P", (4, 3), bytes(range(12)))
+RGBA = Image.merge("RGBA", [Image.fromarray(gradient(255, np.uint8))] * 4)
+RAMP = gradient(255, np.uint8)
+PALETTE.putpalette(RAMP.repeat(3).tolist())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(content, id=name)
+        for name, content in {
+            "png 16": encoded(Image.fromarray(GREY16), "PNG"),
+            "tiff 16": encoded(Image.fromarray(GREY16), "TIFF"),
+            "tiff 16 big-endian": encoded(Image.frombytes("I;16B", (4, 3), GREY16.astype(">u2").tobytes()), "TIFF"),
+            "tiff 16 white is 0": tiff(16, 0, (65535 - GREY16).tobytes()),
+            "tiff 12": tiff(12, 1, twelve_bits()),
+            "tiff 8 white is 0": tiff(8, 0, (255 - RAMP).tobytes()),
+            "pgm 65535": pgm(65535),
+            "pgm 4095": pgm(4095),
+            "pgm 255": pgm(255),
+            "pgm 100": pgm(100),
+            "png palette": encoded(PALETTE, "PNG"),
+            "png palette, one colour transparent": encoded(PALETTE, "PNG", transparency=3),
+            "png palette, all half transparent": encoded(PALETTE, "PNG", transparency=bytes([128] * 12)),
+            "gif": encoded(PALETTE, "GIF"),
+            "png alpha": encoded(RGBA, "PNG"),
+            "png grey and alpha": encoded(RGBA.convert("LA"), "PNG"),
+            "png grey": encoded(Image.fromarray(RAMP), "PNG"),
+            "bmp": encoded(Image.fromarray(RAMP), "BMP"),
+            "webp": encoded(RGBA, "WEBP", lossless=True, exact=True),
+            "tiff cmyk": encoded(Image.fromarray(RAMP).convert("RGB").convert("CMYK"), "TIFF"),
+            "jpeg cmyk": encoded(Image.fromarray(RAMP).convert("RGB").convert("CMYK"), "JPEG", quality=100),
+            "jpeg": encoded(Image.fromarray(RAMP), "JPEG", quality=100),
+            "jpeg turned by exif": encoded(
+                Image.fromarray(RAMP),
+                "JPEG",
+                quality=100,
+                exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+            ),
+        }.items()
+    ],
+)
+def test_every_kind_of_pixels_keeps_its_range(content: bytes, tmp_path: Path):
+    """A ramp from black to white; the name says nothing of what is in a file."""
+    (tmp_path / "a.png").write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = FileImages(tmp_path, ["a.png"])[0]
+    assert pixels.shape == (3, 3, 4)
+    lossy = 4 if content[:2] == b"\xff\xd8" else 1
+    assert (pixels.int() - torch.from_numpy(RAMP).int()).abs().max() <= lossy
+
+
+def test_bilevel_images_are_black_and_white(tmp_path: Path):
+    Image.fromarray(RAMP > 100).save(tmp_path / "a.png")
+    assert FileImages(tmp_path, ["a.png"])[0].unique().tolist() == [0, 255]
+
+
+def eps() -> bytes:
+    return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+
+
+def huge_png() -> bytes:
+    small = bytearray(encoded(Image.fromarray(RAMP), "PNG"))
+    small[16:24] = struct.pack(">II", 40_000, 40_000)
+    small[29:33] = struct.pack(">I", zlib.crc32(small[12:29]))
+    return bytes(small)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), "holds floats .mode F.*convert it to 8 or 16 bits"),
+        (encoded(Image.fromarray(RAMP.astype(np.int32)), "TIFF"), "holds signed or 32-bit integers .mode I.*8 or 16"),
+        (huge_png(), "1600000000 pixels"),
+        (b"P5 90000 90000 255\n", "8100000000 pixels"),
+        (eps(), "is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"),
+        (encoded(Image.fromarray(GREY16), "PNG")[:50], ""),
+        (b"", "is none of"),
+    ],
+    ids=["float", "int32", "png bomb", "pgm bomb", "eps", "cut", "empty"],
+)
+def test_what_has_no_range_or_is_no_image_is_refused_by_name(
+    content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def never(*_: Any, **__: Any) -> None:
+        raise SystemExit("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", never)
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=f"a.png: .*{said}"):
+        FileImages(tmp_path, ["a.png"])[0]

@@ -25,7 +25,7 @@ from lowbit.config.image_folders import Listing
 from lowbit.config.schema import DataConfig, DataKind, OnBadRow
 from lowbit.data.bad_rows import check_rows, told
 from lowbit.data.cache import Tensors, cached, content_key
-from lowbit.data.image_source import FileImages, ImageSource, PixelImages, UnreadableImageError
+from lowbit.data.image_source import DECODER, FileImages, ImageSource, PixelImages, UnreadableImageError
 from lowbit.data.image_split import DecodedSplit
 from lowbit.data.image_transforms import evaluation_transform, training_transform, with_settings
 from lowbit.data.info import DataInfo, ImageInput
@@ -137,7 +137,7 @@ def _check_readable(config: DataConfig, found: Folders, cache: Path | None) -> N
     bad = empty_classes(config, found)
     if found.train.size + found.val.size <= CHECKED_BYTES:
         for listing in (found.train, found.val):
-            file = None if cache is None else cache / "images" / f"{content_key(listing.digest)}.safetensors"
+            file = None if cache is None else cache / "images" / f"{content_key(listing.digest, *DECODER)}.safetensors"
             images = FileImages(listing.folder, listing.files)
             suspects = cached(file, partial(_unreadable, images))["rows"]
             bad += filter(None, (_problem(images, row) for row in suspects.tolist()))  # some may be mended by now

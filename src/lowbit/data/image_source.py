@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import PIL
 import torch
 from torch import Tensor
 
 from lowbit.data.fkd_import import fkd_name
 
-# What PIL raises for bytes that are no image, cut off, or absurdly large.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError)
+# What a file with one of the names in `image_folders.EXTENSIONS` may hold, and GIF, which hides behind such names. Not
+# EPS, which PIL hands to Ghostscript, a program of its own.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# What decides which files can be decoded; the number counts changes of `as_rgb`.
+DECODER = (PIL.__version__, 2)
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
+_UNBOUNDED = {"I": "signed or 32-bit integers", "F": "floats"}
 
 
 class UnreadableImageError(ValueError):
@@ -34,6 +40,46 @@ class ImageSource(Protocol):
     def pil(self, index: int) -> Any:
         """Return an RGB image of PIL."""
         ...
+
+
+def as_rgb(image: Any) -> Any:
+    """Return an image of PIL with 8 bits for each of red, green and blue.
+
+    16 bits are scaled to 8, since PIL cuts grey ones off at 255. Transparency is dropped and EXIF orientation is not
+    applied, as in torchvision and timm.
+
+    Raises:
+        ValueError: pixels without a largest value: signed or 32-bit integers, and floats.
+    """
+    import numpy as np
+    from PIL import Image
+
+    largest = _largest(image)
+    if largest is not None:
+        pixels = np.rint(np.asarray(image, np.float32) * (255 / largest)).astype(np.uint8)
+        image = Image.fromarray(255 - pixels if _is_inverted(image) else pixels)
+    elif image.mode in _UNBOUNDED:
+        raise ValueError(
+            f"holds {_UNBOUNDED[image.mode]} (mode {image.mode}), which have no largest value to scale by; "
+            "convert it to 8 or 16 bits"
+        )
+    elif image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # else PIL warns of a palette with transparency
+    return image.convert("RGB")
+
+
+def _largest(image: Any) -> int | None:
+    """Return the largest value of pixels with more than 8 bits, None for others."""
+    if image.mode == "I" and image.format == "PPM":
+        return 2**16 - 1  # to which PIL scales from the maximum that the file declares
+    if not image.mode.startswith("I;16"):
+        return None
+    bits = image.tag_v2[_BITS_PER_SAMPLE][0] if image.format == "TIFF" else 16
+    return int(2**bits - 1)
+
+
+def _is_inverted(image: Any) -> bool:
+    return bool(image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
 
 
 class FileImages:
@@ -68,14 +114,18 @@ class FileImages:
 
     def pil(self, index: int) -> Any:
         """Decode an image; raise UnreadableImageError, which names its file."""
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
 
         path = self.path(index)
         try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except (*_UNREADABLE, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(f"{path}: {error}") from error
+            with Image.open(path, formats=_FORMATS) as image:
+                return as_rgb(image)
+        except UnidentifiedImageError as error:
+            raise UnreadableImageError(
+                f"{path}: is none of {', '.join(_FORMATS)}, or of pixels unknown to PIL"
+            ) from error
+        except Exception as error:  # a truncated or hostile file fails in many ways
+            raise UnreadableImageError(f"{path}: {error or type(error).__name__}") from error
 
     def __getitem__(self, index: int, /) -> Tensor:
         """Return the pixels of an image; raise UnreadableImageError, which names its file."""

@@ -21,16 +21,21 @@ _PADDING = 8  # published for CIFAR: 4 pixels of 32
 
 
 def with_settings(image: ImageInput, settings: ImageConfig) -> ImageInput:
-    """Return the input with what the config says of its evaluation."""
+    """Return the input with what the config says of its evaluation, which then is no longer a processor's."""
+    if settings.crop_pct is None and settings.interpolation is None:
+        return image
     return replace(
         image,
+        processor=None,
         crop_pct=settings.crop_pct or image.crop_pct,
         interpolation=settings.interpolation.name if settings.interpolation else image.interpolation,
     )
 
 
 def evaluation_transform(image: ImageInput) -> Transform:
-    """Return the transform of whole images: resized, cut out at the centre, normalised."""
+    """Return the transform of whole images: resized, cut out at the centre, normalised; or the model's processor."""
+    if image.processor is not None:
+        return image.processor
     from timm.data.transforms_factory import create_transform
 
     transform: Transform = create_transform(

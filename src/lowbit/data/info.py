@@ -1,7 +1,10 @@
 """What the rest of the framework must know about a data set to build models and metrics."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
 
 from lowbit.config.glue_tasks import Score
 
@@ -11,7 +14,8 @@ class ImageInput:
     """What a model wants of the images of files: `size` in pixels, statistics per channel, and how they are cut.
 
     In an evaluation the shorter side is resized to `size` / `crop_pct`, and the centre cut out; `crop_mode=squash`
-    resizes both sides. `interpolation` is bilinear or bicubic.
+    resizes both sides. `interpolation` is a filter of PIL by its name in timm. Where there is a `processor`, it makes
+    the pixels of an evaluation, from an RGB image of PIL; it does not count where inputs are compared.
     """
 
     size: int
@@ -20,6 +24,7 @@ class ImageInput:
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     crop_mode: str = "center"
+    processor: Callable[[Any], Tensor] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
