@@ -22,6 +22,12 @@ def _loaded(overrides: tuple[str, ...]) -> bytes:
 
 
 @pytest.fixture(scope="session")
+def run_ids() -> dict[str, Any]:
+    """The ids of all shipped jobs as version 0.1.0 gave them: a run of that version is found by every later one."""
+    return json.loads((Path(__file__).parents[1] / "golden" / "run_ids.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
 def changed() -> Changed:
     """Return a function: overrides that compose, then changes by dotted key that only the types check."""
 

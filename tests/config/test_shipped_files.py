@@ -3,11 +3,13 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from lowbit.config import compose as C
+from lowbit.config import identity
 from lowbit.config.enums import GlueTask, XglueTask
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
@@ -99,7 +101,7 @@ def test_needs_name_choices_that_exist():
 
 
 @pytest.mark.parametrize("file", CHOICES)
-def test_choice_composes_and_validates(file: str, folder: Path):
+def test_choice_composes_and_validates(file: str, folder: Path, run_ids: dict[str, Any]):
     overrides = overrides_for(file, folder)
     try:
         cfg, config = load(overrides)
@@ -116,6 +118,8 @@ def test_choice_composes_and_validates(file: str, folder: Path):
         # Names go into folders, tables and ids: a copied file that keeps the name of its source would mix them up.
         assert part.name == choice
     assert config.name == f"{config.data.name}/{config.method.name}"
+    if group == "experiment" and len(overrides) == 1:  # the others need data
+        assert identity.run_id(cfg) == run_ids["experiments"][choice]
 
 
 @pytest.mark.parametrize("file", HIDDEN)

@@ -84,11 +84,12 @@ def header(name: str) -> str:
 
 @pytest.mark.timeout(180)  # a busy machine
 @pytest.mark.parametrize("name", SWEEPS)
-def test_sweep(name: str, stand_ins: dict[str, Path]):
+def test_sweep(name: str, stand_ins: dict[str, Path], run_ids: dict[str, Any]):
     """As many jobs as stated; those that hold every value of every axis are valid and have a cell in the table."""
     jobs = jobs_of(name, stand_ins)
     assert stated_jobs(name) == [len(jobs)]
-    configs = check(name, covering(jobs))
+    known = dict(zip(map(tuple, jobs), run_ids[name], strict=True))
+    configs = check(name, covering(jobs), known)
     for part in table(name, configs):
         for key, value in part.match.items():
             assert value == "*" or any(matches(config, {key: value}) for config in configs), f"no job has {key}={value}"
@@ -97,18 +98,20 @@ def test_sweep(name: str, stand_ins: dict[str, Path]):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_job_of_a_sweep(name: str, stand_ins: dict[str, Path]):
-    configs = check(name, jobs_of(name, stand_ins))
+def test_every_job_of_a_sweep(name: str, stand_ins: dict[str, Path], run_ids: dict[str, Any]):
+    jobs = jobs_of(name, stand_ins)
+    configs = check(name, jobs, dict(zip(map(tuple, jobs), run_ids[name], strict=True)))
     for part in table(name, configs):
         # Stored labels are somebody's own: their columns fill when the sweep is given a store.
         given = part.match.get("data.soft_labels") != "*"
         assert any(matches(config, part.match) for config in configs) == given, f"{part.label}: no job is there"
 
 
-def check(name: str, jobs: list[list[str]]) -> list[dict[str, Any]]:
-    """Assert that the jobs are valid and different and that each has a cell in the table; return their configs."""
+def check(name: str, jobs: list[list[str]], known: dict[tuple[str, ...], str]) -> list[dict[str, Any]]:
+    """Assert that the jobs are valid, have the ids that they always had, and each a cell; return their configs."""
     loaded = [load(job) for job in jobs]
-    assert len({identity.run_id(cfg) for cfg, _ in loaded}) == len(jobs)
+    assert [identity.run_id(cfg) for cfg, _ in loaded] == [known[tuple(job)] for job in jobs]
+    assert len(set(known.values())) == len(known)
     assert {config.sweep for _, config in loaded} == {name}
     configs = [identity.resolved(cfg) for cfg, _ in loaded]
     layout = read_layout([LAYOUTS], name)
