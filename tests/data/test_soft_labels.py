@@ -254,6 +254,66 @@ def test_a_damaged_shard_that_was_rewritten_is_read_anew(copy: Path):
     assert not torch.equal(SoftLabelStore.open(copy, IMAGES).row(2).probs, before)
 
 
+def alter_bytes(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("name", ["part-00001.arrow", "part-00001.json"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        alter_bytes,
+        lambda file: file.write_bytes(file.read_bytes()[:-200]),
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"[1, 2"),
+        Path.unlink,
+    ],
+    ids=["altered", "cut", "empty", "garbage", "deleted"],
+)
+@pytest.mark.filterwarnings("ignore:.*is damaged and is made anew")
+def test_damaged_copies_of_shards_are_made_anew(name: str, harm, copy: Path):
+    """Training reads these copies; what is in them must be what the verified shards hold."""
+    before = [SoftLabelStore.open(copy, IMAGES).row(index) for index in range(23)]
+    whole = (copy / ".arrow" / "part-00001.arrow").read_bytes()
+    harm(copy / ".arrow" / name)
+    store = SoftLabelStore.open(copy, IMAGES, verify=False)
+    assert len(store.indices) == 23
+    for index, row in enumerate(before):
+        assert all(torch.equal(one, other) for one, other in zip(store.row(index), row, strict=True))
+    assert (copy / ".arrow" / "part-00001.arrow").read_bytes() == whole
+
+
+def test_a_damaged_copy_is_named_and_a_damaged_shard_is_not_copied(copy: Path):
+    SoftLabelStore.open(copy, IMAGES)
+    alter_bytes(copy / ".arrow" / "part-00000.arrow")
+    with pytest.warns(UserWarning, match=r"part-00000.arrow is damaged and is made anew from .*part-00000.parquet"):
+        SoftLabelStore.open(copy, IMAGES, verify=False)
+    alter(copy)
+    (copy / ".arrow" / "part-00001.arrow").unlink()
+    with pytest.raises(ValueError, match=r"part-00001.parquet is damaged: .* run `lowbit softlabels data=digits`"):
+        SoftLabelStore.open(copy, IMAGES, verify=False)
+
+
+def test_classes_of_a_store_are_compared_by_name(tmp_path: Path, copy: Path):
+    names = tuple("abcdefghij")
+    write_store(IMAGES, teacher, tmp_path / "named", replace(SETTINGS, names=names))
+    assert json.loads((tmp_path / "named" / "manifest.json").read_text())["labels"]["names"] == list(names)
+    SoftLabelStore.open(tmp_path / "named", IMAGES, num_classes=10, class_names=names)
+    SoftLabelStore.open(tmp_path / "named", IMAGES, num_classes=10)
+    with pytest.raises(ValueError, match="another order: class 1 is b there, c here; write another"):
+        SoftLabelStore.open(tmp_path / "named", IMAGES, num_classes=10, class_names=("a", "c", "b", *names[3:]))
+    with pytest.raises(ValueError, match="labels: there"):
+        write_store(IMAGES, teacher, tmp_path / "named", replace(SETTINGS, names=names[::-1]))
+    # A store of a version that wrote no names is used and mended as it was, under the same id.
+    manifest = (copy / "manifest.json").read_text()
+    SoftLabelStore.open(copy, IMAGES, num_classes=10, class_names=names)
+    (copy / "part-00002.parquet").unlink()
+    write_store(IMAGES, teacher, copy, replace(SETTINGS, names=names))
+    assert (copy / "manifest.json").read_text() == manifest
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [(lambda pixels: teacher(pixels)[:, :9], "expected \\(7, 10\\)"), (lambda pixels: teacher(pixels) / 0, "finite")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from lowbit.config.schema import DataConfig
@@ -46,6 +46,6 @@ def joined_digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-@lru_cache
+@cache
 def _digest(path: Path, modified: int, size: int) -> str:
     return sha256_of(path)

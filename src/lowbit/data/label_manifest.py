@@ -43,6 +43,7 @@ class StoreSettings:
         images_per_shard: Rows of a shard, the unit of resuming.
         batch_size: Crops per forward of the teacher.
         command: Shown where a store must be written again.
+        names: Of the classes, in the order of the probabilities; none where they are numbers.
     """
 
     data: str
@@ -57,6 +58,7 @@ class StoreSettings:
     images_per_shard: int = 1000
     batch_size: int = 250
     command: str = "lowbit softlabels"
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("crops", "images_per_shard", "batch_size"):
@@ -67,11 +69,12 @@ class StoreSettings:
 
     def plan(self, size: int, probe: str, identity: str) -> dict[str, Any]:
         """Return the manifest of a store without shards."""
+        labels = {"type": str(LabelType.parse(self.label_type)), "classes": self.num_classes}
         plan = {
             "format": FORMAT,
             "data": {"name": self.data, "size": size, "identity": identity, "probe": probe},
             "teacher": {"id": self.teacher, "description": self.description},
-            "labels": {"type": str(LabelType.parse(self.label_type)), "classes": self.num_classes},
+            "labels": labels | ({"names": self.names} if self.names else {}),
             "crops": {"per_image": self.crops, **asdict(self.rule), "seed": self.seed},
             "transform": asdict(self.transform),
             "images_per_shard": self.images_per_shard,

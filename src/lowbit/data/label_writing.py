@@ -1,6 +1,5 @@
 """Writing the shards of a soft-label store: Parquet through `datasets`, resumable."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +58,6 @@ def write_shards(
             found = rows(indices, advance)
             if found is None:
                 continue
-            shutil.rmtree(folder / ".arrow", ignore_errors=True)
             manifest["shards"][name] = _write_shard(folder / name, found, indices, manifest)
             write_json(folder / MANIFEST, manifest)
         return manifest
@@ -80,6 +78,8 @@ def resumed_manifest(folder: Path, plan: dict[str, Any]) -> dict[str, Any]:
         if others:
             raise ValueError(f"{folder} holds other files ({others[0]}): name a new folder, or one of a store")
         return plan
+    if "names" not in old["labels"]:  # of a version that did not write them; runs under the store keep their ids
+        plan = {**plan, "labels": {key: value for key, value in plan["labels"].items() if key != "names"}}
     wrong = [key for key in plan if key not in ("shards", "command") and old.get(key) != plan[key]]
     if wrong:
         said = "; ".join(f"{key}: there {old.get(key)}, asked for {plan[key]}" for key in wrong)

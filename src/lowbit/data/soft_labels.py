@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lowbit.config.label_store import AGAIN, shard_names, whole_manifest
+from lowbit.config.label_store import AGAIN, whole_manifest
 from lowbit.data.crops import CropTransform
 from lowbit.data.label_manifest import Images, check_images, image_digest
+from lowbit.data.label_maps import mapped_rows
 from lowbit.data.label_types import LabelType, StoredLabels, expand
-from lowbit.data.label_writing import quiet
 
 
 class Answers(NamedTuple):
@@ -36,9 +36,11 @@ class SoftLabelStore:
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], cache_dir: Path | None = None) -> None:
-        """Map the shards of a verified manifest; `open` is the way in."""
-        from datasets import Dataset
+        """Map the shards of a verified manifest; `open` is the way in.
 
+        Raises:
+            ValueError: a shard that is damaged.
+        """
         self.folder, self.manifest = folder, manifest
         self.label_type = LabelType.parse(manifest["labels"]["type"])
         self.num_classes: int = manifest["labels"]["classes"]
@@ -49,10 +51,7 @@ class SoftLabelStore:
         self.indices = torch.tensor([index for index in range(size) if index not in skipped], dtype=torch.int64)
         self._place = torch.full((size,), -1, dtype=torch.int64)
         self._place[self.indices] = torch.arange(len(self.indices))
-        files = [str(folder / name) for name in shard_names(manifest)]
-        with quiet():
-            rows = Dataset.from_parquet(files, cache_dir=str(cache_dir or folder / ".arrow"))
-        self._rows = rows.with_format("arrow")
+        self._rows = mapped_rows(folder, manifest, cache_dir or folder / ".arrow")
 
     @classmethod
     def open(
@@ -63,6 +62,7 @@ class SoftLabelStore:
         names: Sequence[str] | None = None,
         label_type: str | None = None,
         num_classes: int | None = None,
+        class_names: Sequence[str] = (),
         verify: bool = True,
         cache_dir: Path | None = None,
     ) -> "SoftLabelStore":
@@ -74,14 +74,21 @@ class SoftLabelStore:
             names: Their names, for a store that knows images by name, as an imported one does.
             label_type: The type that the run asks for, if it does.
             num_classes: The classes of the run.
+            class_names: Their names in the order of their labels; compared with those of the store, if both have any.
             verify: Whether to read every shard and compare checksums, not only sizes.
-            cache_dir: Where `datasets` may put its Arrow files; default: `.arrow` in the store.
+            cache_dir: Where copies of the shards go that can be mapped into memory; default: `.arrow` in the store.
 
         Raises:
             ValueError: no store, an unfinished or damaged one, or one of other images, labels or classes.
         """
         manifest = matching_manifest(
-            folder, images, names=names, label_type=label_type, num_classes=num_classes, verify=verify
+            folder,
+            images,
+            names=names,
+            label_type=label_type,
+            num_classes=num_classes,
+            class_names=class_names,
+            verify=verify,
         )
         return cls(folder, manifest, cache_dir)
 
@@ -122,6 +129,7 @@ def matching_manifest(
     names: Sequence[str] | None = None,
     label_type: str | None = None,
     num_classes: int | None = None,
+    class_names: Sequence[str] = (),
     verify: bool = True,
 ) -> dict[str, Any]:
     """Return the manifest of a store that fits; arguments and errors of `SoftLabelStore.open`, which maps it too."""
@@ -132,6 +140,13 @@ def matching_manifest(
     if num_classes is not None and labels["classes"] != num_classes:
         said = f"{folder} holds labels of {labels['classes']} classes, the data set has {num_classes}"
         raise ValueError(f"{said}: name its own store, or write one with `lowbit softlabels`")
+    stored = labels.get("names", [])
+    if stored and class_names and stored != list(class_names):
+        place = next(index for index, pair in enumerate(zip(stored, class_names, strict=True)) if len(set(pair)) > 1)
+        raise ValueError(
+            f"{folder} holds labels of other classes than the data set, or in another order: class {place} is "
+            f"{stored[place]} there, {class_names[place]} here; write another store with `lowbit softlabels`"
+        )
     check_images(folder, manifest["data"], images, names)
     return manifest
 

@@ -59,7 +59,14 @@ def fitting_manifest(config: DataConfig, info: DataInfo, splits: Splits, checksu
     folder = store_folder(config)
     assert folder is not None
     images = training_images(config, splits)
-    manifest = matching_manifest(folder, images, names=_names(splits), num_classes=info.num_labels, verify=checksums)
+    manifest = matching_manifest(
+        folder,
+        images,
+        names=_names(splits),
+        num_classes=info.num_labels,
+        class_names=info.labels,
+        verify=checksums,
+    )
     size = manifest["transform"]["size"]
     if info.image is None and size != info.image_size:
         raise ValueError(
@@ -72,14 +79,16 @@ def fitting_manifest(config: DataConfig, info: DataInfo, splits: Splits, checksu
 def with_stored_crops(config: DataConfig, info: DataInfo, seed: int, load: Callable[[], Splits]) -> Splits:
     """Load the rows; with a store the training split is its crops.
 
-    Checksums are left to `fitting_manifest`, which a run calls once before it writes anything: hashing a large store
-    takes minutes, and every resumed process and every stage would repeat it here.
+    The checksums of the shards are left to `fitting_manifest`, which a run calls once before it writes anything. Those
+    of the copies that are trained on are compared here, once per process.
     """
     folder, splits = store_folder(config), load()
     if folder is None:
         return splits
     images = training_images(config, splits)
-    store = SoftLabelStore.open(folder, images, names=_names(splits), num_classes=info.num_labels, verify=False)
+    store = SoftLabelStore.open(
+        folder, images, names=_names(splits), num_classes=info.num_labels, class_names=info.labels, verify=False
+    )
     # A teacher of the student's size saw these very pixels; one of another size labelled the same part of the image.
     same = store.transform.size == info.image_size
     crops = MultiCropSplit(

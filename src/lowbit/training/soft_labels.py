@@ -136,6 +136,7 @@ def _settings(config: Config, info: DataInfo, teacher_id: str, options: LabelOpt
         images_per_shard=options.images_per_shard,
         batch_size=config.data.eval_batch_size,
         command=options.command,
+        names=info.labels,
     )
 
 
