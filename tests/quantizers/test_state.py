@@ -12,7 +12,7 @@ from lowbit.quantizers import KINDS, QuantFusedLinear, QuantizerSpec, QuantLinea
 from lowbit.quantizers.functional import lat_ternarize, lsq, static_range, twn_ternarize
 
 SETTINGS: dict[str, dict[str, Any]] = {"ipq": {"block_size": 4, "centroids": 5}, "pact": {"clip": 0.3}}
-LEARNED, RANGE = {"step_size", "initialized"}, {"low", "high", "initialized"}
+LEARNED, RANGE = {"step_size", "floor", "initialized"}, {"low", "high", "initialized"}
 KEYS: dict[str, set[str]] = {
     "lsq": LEARNED,
     "lsq offset": LEARNED | {"offset"},
@@ -57,6 +57,26 @@ def trained(side: str, name: str) -> QuantLinear:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(("name", "published"), [("lsq", 1e-4), ("seq", 1e-5), ("elastic", 1e-5)])
+def test_a_step_size_stays_above_the_published_floor_or_a_tenth_of_a_small_start(name: str, published: float):
+    for scale in (1.0, 1e-6):
+        source = nn.Linear(8, 6)
+        with torch.no_grad():
+            source.weight.mul_(scale)
+        layer = QuantLinear.from_float(source, spec(name, granularity="row"), None)
+        quantizer: Any = layer.weight_quantizer
+        start = quantizer.step_size.detach().clone()
+        with torch.no_grad():
+            quantizer.step_size.sub_(1)  # an update at a large learning rate
+        end_step(layer)
+        expected = torch.full_like(start, published) if scale == 1 else start / 10
+        torch.testing.assert_close(quantizer.step_size.detach(), expected)
+        old = {key: value for key, value in layer.state_dict().items() if not key.endswith(".floor")}
+        fresh = QuantLinear.from_float(nn.Linear(8, 6), spec(name, granularity="row"), None)
+        assert fresh.load_state_dict(old).missing_keys == []  # written before floors were kept
+        assert torch.equal(fresh.weight_quantizer.step_size, quantizer.step_size)
 
 
 @every_site

@@ -1,12 +1,13 @@
 """LearnedQuantizer: step sizes that train, with offset and shift where the kind has them.
 
-State-dict keys: `step_size`, `offset`, `shift`, `initialized`.
+State-dict keys: `step_size`, `offset`, `shift`, `floor`, `initialized`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,11 @@ from lowbit.quantizers.functional.learned import Learned, Lsq, Seq
 from lowbit.quantizers.grid import Grid
 from lowbit.quantizers.spec import QuantizerSpec
 
+_FLOORS = {"lsq": 1e-4}  # published, of step sizes that start at ten times it or more
+_FLOOR = 1e-5  # of the other kinds
+_SHARE_LEFT = 0.1  # of a step size that starts smaller
+_EVENLY_SPACED = 257  # values that stand for a group of zeros
+
 
 class LearnedQuantizer(StatefulQuantizer):
     """LSQ, LSQ+, SEQ and elastic quantizers: a learned step size per group, with optional offset and shift."""
@@ -25,6 +31,7 @@ class LearnedQuantizer(StatefulQuantizer):
     step_size: nn.Parameter
     offset: nn.Parameter | None
     shift: nn.Parameter | None
+    floor: Tensor
 
     def __init__(self, spec: QuantizerSpec, target: Target) -> None:
         super().__init__(spec, target)
@@ -35,7 +42,8 @@ class LearnedQuantizer(StatefulQuantizer):
             raise ValueError(f"quantizer {spec}: `shift` needs a fixed number of features, which this input has not")
         shift = nn.Parameter(torch.zeros(math.prod(target.shape), **like)) if spec.shift else None
         self.register_parameter("shift", shift)
-        self._batches = 0
+        self.register_buffer("floor", torch.full((count,), _FLOORS.get(spec.kind, _FLOOR), **like))
+        self._seen: Tensor | None = None  # batches that were not all zero, by group
         self.whole = 1.0  # elements of the whole batch for each that this process sees of it
 
     def _group_count(self) -> int:
@@ -120,12 +128,12 @@ class LearnedQuantizer(StatefulQuantizer):
 
     @torch.no_grad()
     def raise_to_floor(self) -> None:
-        """Keep LSQ's step sizes at their floor at least, so that none has a long way back (published code).
+        """Keep step sizes at their floor at least, so that none becomes negative and has a long way back.
 
-        BiT's are floored in the forward only.
+        The floor is that of the published code (1e-4, and 1e-5 for SEQ and elastic grids) or, where a step size starts
+        below ten times it, a tenth of the start: tensors of small numbers have small steps.
         """
-        if self.spec.kind == "lsq":
-            self.step_size.clamp_(min=Lsq.floor)
+        self.step_size.clamp_(min=self.floor)
 
     def initialize(self, weight: Tensor) -> None:
         """Set the scale from the weight itself."""
@@ -135,17 +143,38 @@ class LearnedQuantizer(StatefulQuantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Set the scale from a batch; over several, to the mean of theirs."""
-        share = 1 / (self._batches + 1)
-        for numbers, initial in zip((self.step_size, self.offset), self._initial(self._grouped(x)), strict=True):
-            if numbers is not None:
-                numbers.copy_(torch.lerp(numbers, initial.to(numbers), share) if self._batches else initial)
-        self._batches += 1
+        """Set the scale from a batch; over several, to the mean of theirs.
+
+        A group that has been zero so far has no scale: it starts with the mean of the other groups of the tensor. If
+        all are zero, it starts as values evenly spaced in [-b, b] would ([0, b] on unsigned grids): b is
+        1 / sqrt(fan-in) for a weight, PyTorch's default start of a linear layer, and 1 for an input.
+        """
+        initial = self._initial(self._grouped(x))
+        known = initial[0] > 0
+        self._seen = known.long() if self._seen is None else self._seen + known
+        share, seen = known.double() / self._seen.clamp(min=1), self._seen > 0
+        own = [numbers for numbers in (self.step_size, self.offset) if numbers is not None]
+        for numbers, of_batch in zip(own, initial, strict=False):
+            numbers.lerp_(of_batch.to(numbers), share.to(numbers))
+        if not bool(seen.all()):
+            usual = [n[seen].mean() for n in own] if bool(seen.any()) else self._initial(self._evenly_spaced())
+            for numbers, start in zip(own, usual, strict=False):
+                numbers.copy_(torch.where(seen, numbers, start.to(numbers)))
+        self.floor.copy_(torch.minimum(self.floor, _SHARE_LEFT * self.step_size))
+
+    def _evenly_spaced(self) -> Tensor:
+        reach = math.prod(self.target.shape[1:]) ** -0.5 if self.target.weight else 1.0
+        low = 0.0 if self.spec.kind != "seq" and not self.spec.get("signed") else -reach
+        return torch.linspace(low, reach, _EVENLY_SPACED, dtype=torch.float64).unsqueeze(0)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.setdefault(f"{prefix}floor", self.floor)  # earlier versions had the published one throughout
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def has_observed(self) -> bool:
         """Whether calibration has shown it an input."""
-        return self._batches > 0
+        return self._seen is not None
 
     def _grouped(self, x: Tensor) -> Tensor:
         x = x.detach() if x.dtype is torch.float64 else x.detach().float()
@@ -155,6 +184,7 @@ class LearnedQuantizer(StatefulQuantizer):
         return first.reshape(self.step_size.numel(), -1)
 
     def _initial(self, x_GN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return step and offset per group, of shape G; the step of a group of zeros is 0."""
         spec = self.spec
         assert spec.bits is not None
         rule, zero = spec.get("init"), torch.zeros_like(x_GN[:, 0])
@@ -169,7 +199,7 @@ class LearnedQuantizer(StatefulQuantizer):
             if self.offset is not None and rule == "mse":
                 return mse_step_and_offset(x_GN, low, high)
             step = STEPS[rule](x_GN, low, high)
-        return torch.where(step > 0, step, 1.0), zero
+        return step, zero
 
     def _elastic_step(self, x_GN: Tensor, rule: str) -> Tensor:
         signed = self.spec.get("signed")
@@ -178,5 +208,6 @@ class LearnedQuantizer(StatefulQuantizer):
             return mean_step(x_GN, low, high) * (1 if signed else 2)
         if signed:
             return x_GN.abs().mean(1)
-        upper = x_GN >= 0.5
+        highest = x_GN.amax(1, keepdim=True)
+        upper = x_GN >= torch.where(highest < 0.5, highest / 2, 0.5)  # published for attention maps: 0.5 for all
         return (x_GN * upper).sum(1) / upper.sum(1).clamp(min=1)

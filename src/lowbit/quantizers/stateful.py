@@ -124,7 +124,9 @@ class StaticQuantizer(StatefulQuantizer):
         low, high = low.reshape(-1), high.reshape(-1)
         if self._ready:  # a weight is known exactly at any step: its range is replaced, not averaged
             share = 1.0 if self.target.weight else 1 - self.spec.get("momentum")
-            low, high = self.low.lerp(low, share), self.high.lerp(high, share)
+            unset = (self.low == 0) & (self.high == 0)  # calibration saw zeros only: there is nothing to average with
+            low = torch.where(unset, low, self.low.lerp(low, share))
+            high = torch.where(unset, high, self.high.lerp(high, share))
         elif self._has_pending:  # a further batch of the calibration
             low, high = torch.minimum(low, self.pending_low), torch.maximum(high, self.pending_high)
         # New tensors, not new contents: the backward of an earlier call in this step still reads the old ones.

@@ -12,6 +12,10 @@ from torch import Tensor
 from lowbit.quantizers.estimators import STE, Estimator, zero_outside_
 from lowbit.quantizers.grid import HALF, Grid
 
+SMALLEST_SCALE = 1e-20
+"""Floor of learned scales: far below those of any model, so that formulas scale with their input, and large enough
+that neither the quotient nor the gradient of a scale leaves float32."""
+
 
 @dataclass(frozen=True)
 class Formula(ABC):

@@ -12,8 +12,9 @@ from lowbit.quantizers.estimators import STE, Estimator, ValueClippedSTE
 from lowbit.quantizers.functional.core import Formula, fake_quantize
 from lowbit.quantizers.grid import Grid, reduction_dims
 
-_MIN_ASYMMETRIC_RANGE = 1e-8  # added to the range by the published asymmetric quantizer
-_MIN_SYMMETRIC_LIMIT = 1e-30  # at or below it the scale would overflow float32; such a tensor becomes zero
+_RANGE_ADDED = 1e-8  # to the range by the published asymmetric quantizer, whatever the size of the range
+_SHARE_ADDED = 1e-6  # of the range, at most
+_TINY = 1e-30  # at or below it the scale would overflow float32; such a tensor becomes zero
 _SLACK = 0.25  # of a step: rounding must not put the extreme itself outside its own grid
 
 
@@ -44,7 +45,8 @@ def minmax_asymmetric(
     """Round to a dynamic grid of 2^bits levels from the minimum to the maximum.
 
     With c = clamp(x), lo = min c, r = max c - lo + 1e-8, n = 2^bits - 1: y = round((c - lo) / r * n) / n * r + lo.
-    A constant tensor stays what it is. Gradient as `minmax_symmetric`.
+    In place of 1e-8, ranges below 0.01 get a millionth of themselves. A constant tensor stays what it is. Gradient as
+    `minmax_symmetric`.
 
     Source: `AsymQuantizer` of TernaryBERT (arXiv 2009.12812), the activation quantizer of the paper.
 
@@ -104,7 +106,7 @@ class MinMaxSymmetric(_MinMax):
         limit = largest_magnitude(x, self.dims)
         if self.clip is not None:
             limit = limit.clamp(max=self.clip)
-        inverse = torch.where(limit > _MIN_SYMMETRIC_LIMIT, levels / limit, 1.0)
+        inverse = torch.where(limit > _TINY, levels / limit, 1.0)
         # Clamping the codes equals clamping the input first: where the clip is active it is the scale's limit.
         y = (x * inverse).round_().clamp_(-levels, levels).div_(inverse)
         return y, Grid(1 / inverse, -levels - _SLACK, levels + _SLACK)
@@ -122,7 +124,8 @@ class MinMaxAsymmetric(_MinMax):
         low, high = minimum_and_maximum(x, self.dims)
         if self.clip is not None:
             low, high = low.clamp(-self.clip, self.clip), high.clamp(-self.clip, self.clip)
-        width = (high - low).add_(_MIN_ASYMMETRIC_RANGE)
+        width = high - low
+        width += torch.where(width > _TINY, width * _SHARE_ADDED, _RANGE_ADDED).clamp_(max=_RANGE_ADDED)
         codes = torch.clamp(x, low, high).sub_(low).div_(width).mul_(levels).round_()
         y = codes.div_(levels).mul_(width).add_(low)
         return y, Grid(width / levels, -_SLACK, levels + _SLACK, offset=low)
@@ -136,7 +139,7 @@ class XtcSymmetric(_MinMax):
         """Round to multiples of 2 max / 2^bits."""
         half = 2 ** (self.bits - 1)
         limit = largest_magnitude(x, self.dims)
-        step = torch.where(limit > _MIN_SYMMETRIC_LIMIT, limit / half, 1.0)
+        step = torch.where(limit > _TINY, limit / half, 1.0)
         y = (x / step).round_().clamp_(-half, half - 1).mul_(step)
         return y, Grid(step, -half - _SLACK, half - 1)
 

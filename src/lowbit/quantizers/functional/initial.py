@@ -14,7 +14,7 @@ def lsq_mse_init(w: Tensor, *, bits: int, signed: bool = True) -> Tensor:
     """Return the step size with the smallest squared error, found by Lloyd's iteration; shape (1,), in float64 inside.
 
     alpha starts at max|w| / Qp; then q = round(clamp(w / alpha)), alpha = (w.q) / (q.q), until it moves by less than
-    1e-5 of itself. A tensor of zeros gives 1.
+    1e-5 of itself. A tensor of zeros gives 0.
 
     Source: `quantize_by_mse` of variation-aware quantization (arXiv 2307.00331), published code.
 
@@ -56,9 +56,10 @@ def mse_step(x_GN: Tensor, low: int, high: int) -> Tensor:
     """
     values, sums = _sorted(x_GN)
     steps = values.abs().amax(1) / high
-    steps = torch.where(steps > 0, steps, 1.0)
-    moving = torch.arange(len(steps), device=steps.device)
+    moving = steps.nonzero().squeeze(1)
     for _ in range(_LIMIT):
+        if not len(moving):
+            break
         numbers, totals = _bins(values[moving], sums[moving], steps[moving], torch.zeros_like(steps[moving]), low, high)
         codes = torch.arange(low, high + 1, dtype=values.dtype, device=values.device)
         mass = (numbers * codes.square()).sum(1)
@@ -66,8 +67,6 @@ def mse_step(x_GN: Tensor, low: int, high: int) -> Tensor:
         before = steps[moving]
         steps[moving] = torch.where((mass > 0) & (fitted > 0), fitted, before)
         moving = moving[(steps[moving] - before).abs() / steps[moving] >= _TOLERANCE]
-        if not len(moving):
-            break
     return steps.to(x_GN.dtype)
 
 
@@ -75,11 +74,11 @@ def mse_step_and_offset(x_GN: Tensor, low: int, high: int) -> tuple[Tensor, Tens
     """Return least-squares step and offset per group, each of shape G, from the grid over minimum to maximum.
 
     Alternates codes with the regression of x on them, so that all levels of the grid lie inside the data (LSQ+,
-    section 3.2).
+    section 3.2). A group of one value starts on its lowest level, with the step 0 if the value is 0.
     """
     values, sums = _sorted(x_GN)
     width = values[:, -1] - values[:, 0]
-    steps = torch.where(width > 0, width / (high - low), 1.0)
+    steps = torch.where(width > 0, width, values[:, 0].abs()) / (high - low)
     offsets = values[:, 0] - low * steps
     codes = torch.arange(low, high + 1, dtype=values.dtype, device=values.device)
     total, mean = float(values.shape[1]), sums[:, -1] / values.shape[1]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowbit.quantizers.estimators import ClippedSTE, Estimator
-from lowbit.quantizers.functional.core import Formula, fake_quantize
+from lowbit.quantizers.functional.core import SMALLEST_SCALE, Formula, fake_quantize
 from lowbit.quantizers.functional.dynamic import check_bits
 from lowbit.quantizers.functional.statistical import check_sign_of_zero, signed
 from lowbit.quantizers.grid import Grid
@@ -37,8 +37,8 @@ def lsq(
     """Learned step size quantization: y = round(clamp((x - offset) / alpha, Qn, Qp)) * alpha + offset.
 
     Signed: Qn = -2^(bits-1), Qp = 2^(bits-1) - 1; unsigned: 0 and 2^bits - 1. With an offset this is LSQ+; its
-    gradient is the sum over clipped elements. alpha counts as at least 1e-4. Published gradient of x: identity inside
-    the grid, zero outside.
+    gradient is the sum over clipped elements. alpha counts as at least `SMALLEST_SCALE` (published code: 1e-4).
+    Published gradient of x: identity inside the grid, zero outside.
 
     Args:
         x: weights or activations.
@@ -71,9 +71,9 @@ def seq(
     """Stretched elastic quantization: levels (k + shift) alpha / n, symmetric around zero; alpha is the range.
 
     n = 1.5 and shift 0 at 1.58 bits (ternary), else n = 2^(bits-1) and shift 1/2. v = w / alpha is clamped to
-    [-0.99, 0.99]. alpha counts as at least 1e-5; its gradient carries 1/sqrt(numel Qp), and outside the range the true
-    end level (the published code takes 1 instead of 2/3 at 1.58 bits). Published gradient of w: identity where
-    |v| <= 0.99.
+    [-0.99, 0.99]. alpha counts as at least `SMALLEST_SCALE` (published code: 1e-5); its gradient carries
+    1/sqrt(numel Qp), and outside the range the true end level (the published code takes 1 instead of 2/3 at 1.58 bits).
+    Published gradient of w: identity where |v| <= 0.99.
 
     Args:
         w: weights.
@@ -116,9 +116,9 @@ def elastic_signed(
 ) -> Tensor:
     """BiT's grid for activations of both signs: alpha sign(x) at 1 bit, else alpha clamp(round(x / alpha), Qn, Qp).
 
-    alpha counts as at least 1e-5; its gradient carries 1/sqrt(numel Qp) and at 1 bit is the sum of dL/dy sign(x).
-    sign(0) is +1; `sign_of_zero=0` gives 0 as in the published code. Published gradient of x: identity where
-    Qn <= x / alpha <= Qp (1 bit: |x| <= alpha).
+    alpha counts as at least `SMALLEST_SCALE` (published code: 1e-5); its gradient carries 1/sqrt(numel Qp) and at 1 bit
+    is the sum of dL/dy sign(x). sign(0) is +1; `sign_of_zero=0` gives 0 as in the published code. Published gradient
+    of x: identity where Qn <= x / alpha <= Qp (1 bit: |x| <= alpha).
 
     Args:
         x: activations.
@@ -155,8 +155,8 @@ def elastic_unsigned(
     """BiT's grid for non-negative activations: alpha clamp(round(x / alpha), 0, 2^bits - 1).
 
     Above 1 bit the published code first subtracts the tensor's minimum and adds it back, which makes the result depend
-    on the batch; `subtract_minimum=False` does not. alpha counts as at least 1e-5; its gradient is LSQ's with
-    1/sqrt(numel Qp). Published gradient of x: identity where 0 <= x / alpha <= Qp.
+    on the batch; `subtract_minimum=False` does not. alpha counts as at least `SMALLEST_SCALE` (published code: 1e-5);
+    its gradient is LSQ's with 1/sqrt(numel Qp). Published gradient of x: identity where 0 <= x / alpha <= Qp.
 
     Args:
         x: activations, such as attention maps.
@@ -192,7 +192,6 @@ class Learned(Formula):
 
     bits: float
     count: int | None = field(default=None, kw_only=True)
-    floor: ClassVar[float] = 1e-5
 
     @property
     def published(self) -> Estimator:
@@ -206,7 +205,7 @@ class Learned(Formula):
 
     def positive(self, scale: Tensor) -> Tensor:
         """Floor the scale; its gradient still reaches the parameter."""
-        return scale.clamp(min=self.floor)
+        return scale.clamp(min=SMALLEST_SCALE)
 
     def scale_multiplier(self, x: Tensor) -> Tensor | float:
         """Return 1/sqrt(numel Qp)."""
@@ -219,7 +218,6 @@ class Lsq(Learned):
 
     signed: bool = True
     grad_scale: str = "lsq"
-    floor: ClassVar[float] = 1e-4
 
     def __post_init__(self) -> None:
         check_bits(self.bits, minimum=2 if self.signed else 1)

@@ -57,7 +57,7 @@ def static_range(
     """Round to a grid over a fixed range; what lies outside is clipped.
 
     Asymmetric: 2^bits levels from low to high. Symmetric: n = 2^(bits-1) - 1 positive levels up to
-    max(|low|, |high|). Gradient: identity inside the range, zero outside.
+    max(|low|, |high|). A range of one value gives that value. Gradient: identity inside the range, zero outside.
 
     Args:
         x: weights or activations.
@@ -105,11 +105,11 @@ class StaticRange(Formula):
             levels = 2 ** (self.bits - 1) - 1
             limit = torch.maximum(low.abs(), high.abs())
             step = torch.where(limit > _TINY, limit / levels, 1.0)
-            y = (x / step).round_().clamp_(-levels, levels).mul_(step)
+            y = (x / step).round_().clamp_(-levels, levels).mul_(limit / levels)
             return y, Grid(step, -levels * _ROUNDING, levels * _ROUNDING)
         levels = 2**self.bits - 1
         step = torch.where(high > low, (high - low) / levels, 1.0)
-        y = (x - low).div_(step).round_().clamp_(0, levels).mul_(step).add_(low)
+        y = (x - low).div_(step).round_().clamp_(0, levels).mul_((high - low) / levels).add_(low)
         return y, Grid(step, 0, levels * _ROUNDING, offset=low)
 
 

@@ -81,14 +81,12 @@ def statsq(w: Tensor, *, bits: int, granularity: str = "row", estimator: Estimat
     return fake_quantize(w, StatsQ(reduction_dims(w, granularity), bits), estimator)
 
 
-def bitnet_ternarize(
-    w: Tensor, *, granularity: str = "tensor", eps: float = 1e-5, estimator: Estimator | None = None
-) -> Tensor:
-    """Ternarize weights to gamma * clamp(round(w / gamma), -1, 1), gamma = mean|w| and at least `eps`.
+def bitnet_ternarize(w: Tensor, *, granularity: str = "tensor", estimator: Estimator | None = None) -> Tensor:
+    """Ternarize weights to gamma * clamp(round(w / gamma), -1, 1), gamma = mean|w|. An all-zero tensor stays zero.
 
     Published gradient: identity, without a clip mask.
 
-    Source: BitNet b1.58 (arXiv 2402.17764), equations 1-3; eps floors gamma here, there it is added.
+    Source: BitNet b1.58 (arXiv 2402.17764), equations 1-3, without the 1e-5 that is added to gamma there.
 
     >>> w = torch.tensor([0.1, 0.2, 0.3, -1.0], requires_grad=True)
     >>> y = bitnet_ternarize(w, granularity="tensor")
@@ -98,7 +96,7 @@ def bitnet_ternarize(
     >>> w.grad.tolist()
     [1.0, 1.0, 1.0, 1.0]
     """
-    return fake_quantize(w, BitNet(reduction_dims(w, granularity), eps), estimator)
+    return fake_quantize(w, BitNet(reduction_dims(w, granularity)), estimator)
 
 
 @dataclass(frozen=True)
@@ -176,11 +174,10 @@ class BitNet(Formula):
     """`bitnet_ternarize`."""
 
     dims: tuple[int, ...]
-    eps: float = 1e-5
 
     def quantize(self, x: Tensor, scale: Tensor | None, offset: Tensor | None) -> tuple[Tensor, Grid]:
         """Round to -1, 0, 1 times the mean magnitude."""
-        gamma = mean_magnitude(x, self.dims).clamp_(min=self.eps)
+        gamma = _nonzero(mean_magnitude(x, self.dims))
         return (x / gamma).round_().clamp_(-1, 1).mul_(gamma), Grid(gamma, -1, 1)
 
 
