@@ -93,9 +93,7 @@ def browse(page: Path, profile: Path, size: str, *options: str) -> subprocess.Co
     """Open a page; its console must stay empty."""
     quiet = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
     logged = ("--enable-logging=stderr", "--v=0", f"--user-data-dir={profile / 'profile'}", f"--window-size={size}")
-    done = subprocess.run(
-        [str(BROWSER), *quiet, *logged, *options, page.as_uri()], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([str(BROWSER), *quiet, *logged, *options, page.as_uri()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr, done.stderr
     return done

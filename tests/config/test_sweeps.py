@@ -82,7 +82,6 @@ def header(name: str) -> str:
     return "\n".join(line for line in lines if line.startswith("#") and "@package" not in line)
 
 
-@pytest.mark.timeout(180)  # a busy machine
 @pytest.mark.parametrize("name", SWEEPS)
 def test_sweep(name: str, stand_ins: dict[str, Path], run_ids: dict[str, Any]):
     """As many jobs as stated; those that hold every value of every axis are valid and have a cell in the table."""
@@ -96,7 +95,6 @@ def test_sweep(name: str, stand_ins: dict[str, Path], run_ids: dict[str, Any]):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_job_of_a_sweep(name: str, stand_ins: dict[str, Path], run_ids: dict[str, Any]):
     jobs = jobs_of(name, stand_ins)

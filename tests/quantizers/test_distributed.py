@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from datetime import timedelta
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lowbit.quantizers import QuantEmbedding, QuantizerSpec, QuantLinear, begin_step, calibrate, end_step
 
-STEPS, TIMEOUT = 3, 60
+STEPS = 3
 IDS = torch.arange(8).reshape(2, 4)
 
 
@@ -45,9 +45,7 @@ def ids_of(rank: int, generator: torch.Generator) -> Tensor:
 def work(rank: int, meeting: Path, out: Path) -> None:
     """Calibrate, train and save what this process has."""
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=meeting.as_uri(), rank=rank, world_size=2, timeout=timedelta(seconds=TIMEOUT)
-    )
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
     model, generator = make_model(), torch.Generator().manual_seed(rank)
     names = calibrate(model, [ids_of(rank, generator) for _ in range(2)], model)
     found: dict[str, Any] = {"names": names, "calibrated": snapshot(model), "inputs": []}
@@ -80,10 +78,12 @@ def run_two_processes(folder: Path) -> list[dict[str, Any]]:
         for rank, out in enumerate(outs)
     ]
     try:
-        errors = [worker.communicate(timeout=TIMEOUT)[1] for worker in workers]
-    finally:
+        while None in [worker.poll() for worker in workers] and not any(worker.returncode for worker in workers):
+            time.sleep(0.05)
+    finally:  # one whose partner has failed would wait for it
         for worker in workers:
             worker.kill()
+    errors = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
     return [torch.load(out) for out in outs]
 
@@ -110,7 +110,7 @@ def check_training_leaves_the_same_numbers(found: list[dict[str, Any]]):
     assert set(differing(first["trained"], second["trained"])).isdisjoint(kept)
     assert torch.equal(first["output"], second["output"])
     same = set(first["trained"]) - set(differing(first["calibrated"], first["trained"]))
-    assert {name for name in same & kept if not name.endswith("initialized")} == set()
+    assert {name for name in same & kept if not name.endswith(("initialized", "floor"))} == set()
 
 
 def check_ranges_average_over_the_processes(found: list[dict[str, Any]]):
