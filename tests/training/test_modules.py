@@ -20,12 +20,12 @@ from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.recipes import Stage, build_recipe
 from lowbit.results import read_run
-from lowbit.training.checkpoints import CHECKPOINT, step_of
-from lowbit.training.guards import NonFiniteLossError
+from lowbit.training.checkpoints import CHECKPOINT
+from lowbit.training.guards import NonFiniteError
 from lowbit.training.loggers import MetricsFile
 from lowbit.training.modules import DistillationModule
 from lowbit.training.run import train
-from lowbit.training.stage_runner import build_trainer, evaluate, fit_stage, load_weights
+from lowbit.training.stage_runner import build_trainer, checkpointed_step, evaluate, fit_stage, load_weights
 
 
 def config_of(*overrides: str) -> Config:
@@ -114,7 +114,7 @@ def test_nan_stops_the_run_names_the_term_and_keeps_the_checkpoint(
         return value * float("nan") if self.kind == "scores" and module.global_step == 5 else value
 
     monkeypatch.setattr(type(stage.losses["scores"]), "__call__", poisoned)
-    with pytest.raises(NonFiniteLossError, match=r"'scores' is nan at step 5 of stage 'intervene'.*optimizer.lr"):
+    with pytest.raises(NonFiniteError, match=r"'scores' is nan at step 5 of stage 'intervene'.*optimizer.lr"):
         fit_stage(module, data, config.trainer, tmp_path, [])
     kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert kept["global_step"] == 4
@@ -124,7 +124,7 @@ def test_nan_stops_the_run_names_the_term_and_keeps_the_checkpoint(
 def test_a_checkpoint_never_holds_weights_that_are_not_finite(tmp_path: Path) -> None:
     config = config_of("trainer.checkpoint_every=1", "optimizer.lr=1e38", "optimizer.max_grad_norm=null")
     module, data, _ = module_of(config)
-    with pytest.raises(NonFiniteLossError, match="The last good checkpoint"):
+    with pytest.raises(NonFiniteError, match="The last good checkpoint"):
         fit_stage(module, data, config.trainer, tmp_path, [])
     kept = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert all(torch.isfinite(v).all() for v in kept["state_dict"].values())
@@ -132,9 +132,12 @@ def test_a_checkpoint_never_holds_weights_that_are_not_finite(tmp_path: Path) ->
 
 def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT).write_bytes(b"half a file")
-    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read .*delete it"):
-        step_of(tmp_path / CHECKPOINT)
-    assert step_of(tmp_path / "none.ckpt") == 0
+    with pytest.raises(
+        ValueError, match=r"last\.ckpt cannot be read .*kept as last\.ckpt\.damaged\. Run the same comm"
+    ):
+        checkpointed_step(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt.damaged"]
+    assert checkpointed_step(tmp_path) == 0
 
 
 def test_fp16_clips_unscaled_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +202,7 @@ def test_metrics_file_drops_rows_that_come_again(tmp_path: Path) -> None:
     log.finalize("success")
     again = MetricsFile(tmp_path)
     again.start_stage("a", 2)
+    again.take_up(None)
     again.log_metrics({"x": 9.0, "y": 1.0}, 2)
     again.finalize("success")
     assert (tmp_path / "metrics.csv").read_text() == "stage,step,x,y\na,0,0,\na,1,1,\na,2,9,1\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 from lowbit.cli.verbs import OVERRIDES, AddVerb, told
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
+from lowbit.execution.process import use_own_temporary_folder
 
 _EXAMPLE = "lowbit softlabels labels/digits experiment=digits/variation_aware_mckd --crops 16 --flip 0"
 _KINDS = ("full", "hard", "smoothing", "marginal_smoothing", "marginal_renorm")
@@ -37,7 +38,8 @@ def add(verb: AddVerb) -> None:
 def _softlabels(args: argparse.Namespace) -> int:
     _check_arguments(args)
     loaded = None if args.fkd is not None else load(args.overrides, labelling=True)
-    from lowbit.training.guards import NonFiniteLossError
+    use_own_temporary_folder()
+    from lowbit.training.guards import NonFiniteError
     from lowbit.training.soft_labels import LabelOptions, import_soft_labels, write_soft_labels
 
     names = [field.name for field in dataclasses.fields(LabelOptions)]
@@ -47,7 +49,7 @@ def _softlabels(args: argparse.Namespace) -> int:
             print(import_soft_labels(args.out, args.fkd, args.images, options, skip=args.skip))
         else:
             print(write_soft_labels(*loaded, args.out, options))
-    except NonFiniteLossError as error:  # of the teacher's training
+    except NonFiniteError as error:  # of the teacher's training
         print(told(error), file=sys.stderr)
         return 1
     return 0

@@ -13,6 +13,7 @@ from lowbit.config import compose as C
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 from lowbit.execution.parent import lead_children
+from lowbit.execution.process import use_own_temporary_folder
 
 
 def add(verb: AddVerb) -> None:
@@ -38,12 +39,16 @@ def _train(args: argparse.Namespace) -> int:
         lead_children()
         # DistributedDataParallel looks for unused parameters in every step, and torch says so if it finds none.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from lowbit.training.guards import NonFiniteLossError
+    use_own_temporary_folder()
     from lowbit.training.run import train
 
     try:
         train(cfg, config)
-    except (ValueError, OSError, NonFiniteLossError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, MemoryError)) and not hasattr(error, "__notes__"):
+            raise  # a fault of lowbit, before there was a file for its traceback
         print(told(error), file=sys.stderr)
         return 1
     return 0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime as dt
+import os
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lowbit.files import is_alive
 from lowbit.results.run_folder import ATTEMPT_FILE, LOG_FILE, STAGE_FILE, Attempt, write_attempt
 
 _TAIL = 20_000  # bytes of a log that are searched for its last error
@@ -93,3 +99,21 @@ def last_error(log: Path) -> str:
     if len(found) == 2 and not found[0].endswith(":"):  # else the first of a list follows
         del found[1]
     return " ".join(line.strip().removeprefix("- ") for line in found) or "the log is empty"
+
+
+def use_own_temporary_folder() -> None:
+    """Keep what this process and its libraries put into the system's temporary folder in one place below it.
+
+    It goes when the process ends; those of processes that were killed go here. Nothing changes where there is no room.
+    """
+    mark = f"lowbit-{socket.gethostname()}-"
+    for old in Path(tempfile.gettempdir()).glob(f"{mark}*"):
+        pid = old.name.removeprefix(mark).partition("-")[0]
+        if pid.isdecimal() and not is_alive(int(pid)):
+            shutil.rmtree(old, ignore_errors=True)
+    try:
+        mine = tempfile.mkdtemp(prefix=f"{mark}{os.getpid()}-")
+    except OSError:
+        return
+    tempfile.tempdir = os.environ["TMPDIR"] = mine
+    atexit.register(shutil.rmtree, mine, ignore_errors=True)

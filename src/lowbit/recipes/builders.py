@@ -75,7 +75,7 @@ def build_teacher_stage(config: schema.TeacherConfig, steps_per_epoch: int) -> S
         rules=(),
         losses={"task": LossTerm("task")},
         intervention=None,
-        optimizer=build_optimizer_settings(config.optimizer),
+        optimizer=replace(build_optimizer_settings(config.optimizer), key="teacher.optimizer"),
         scheduler=build_scheduler_settings(config.scheduler),
     )
 

@@ -15,7 +15,7 @@ from lowbit.quantizers import Correction, Freezing
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Settings of one optimizer; see `lowbit.training.optimizers`."""
+    """Settings of one optimizer; see `lowbit.training.optimizers`. `key` is where a user finds them."""
 
     kind: str
     lr: float
@@ -26,6 +26,7 @@ class Optimizer:
     step_counter: str
     scale_lr: float | None = None
     scale_update: str = "same"
+    key: str = "optimizer"
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,17 @@ def _problem(payload: Any) -> str | None:
         return "has values of the wrong type: " + ", ".join(f"{key}={payload[key]!r}" for key in wrong)
     missing = [f"size.{key}" for key in _REQUIRED_SIZE if key not in payload["size"]]
     if payload["teacher"] is not None:
-        missing += [f"teacher.{key}" for key in _REQUIRED_TEACHER if key not in payload["teacher"]]
-        missing += [] if "float_bytes" in payload["teacher"].get("size", {}) else ["teacher.size.float_bytes"]
+        missing += missing_of_teacher(payload["teacher"])
     if missing:
         return f"lacks {', '.join(missing)}"
     primary = payload["primary_metric"]
     if not isinstance(payload["metrics"].get(primary), int | float):
         return f"has no number for its primary metric {primary!r} (metrics: {', '.join(payload['metrics']) or 'none'})"
     return None
+
+
+def missing_of_teacher(facts: dict[str, Any]) -> list[str]:
+    """Return the names of the facts of a teacher that a table needs and that are not there."""
+    missing = [f"teacher.{key}" for key in _REQUIRED_TEACHER if key not in facts]
+    size = facts.get("size")
+    return missing if isinstance(size, dict) and "float_bytes" in size else [*missing, "teacher.size.float_bytes"]

@@ -17,11 +17,12 @@ from lowbit.data import StepDataModule
 from lowbit.modeling import Instrument, prepare
 from lowbit.quantizers import WeightSite, weight_sites
 from lowbit.recipes import Recipe, build_recipe
+from lowbit.results import RUN_FILE
 from lowbit.results.report import Histogram, LayerFacts, SiteFacts
 from lowbit.training.handover import Student
 from lowbit.training.run import initial_student
 from lowbit.training.setup import make_datamodule, make_teacher_model
-from lowbit.training.stage_runner import WEIGHTS, load_quantizer_state, load_weights
+from lowbit.training.stage_runner import WEIGHTS, DamagedFileError, load_quantizer_state, load_weights, whole_stage
 from lowbit.training.teacher import Teacher
 
 _ROWS = 64  # of the evaluation split
@@ -76,6 +77,8 @@ def _teacher(config: Config, run: Mapping[str, Any], data: StepDataModule) -> tu
         folder = Path(config.teacher.path or "").expanduser()
     if config.teacher.source is not TeacherSource.hub:
         if (folder / WEIGHTS).is_file():
+            if config.teacher.source is TeacherSource.finetune:
+                whole_stage(folder)
             load_weights(model, folder / WEIGHTS)
         else:
             note = f"{folder / WEIGHTS} is not here"
@@ -88,10 +91,20 @@ def _student(config: Config, recipe: Recipe, teacher: Teacher | None, data: Step
     for stage in recipe.stages:
         model = initial_student(config, stage, previous, teacher, data)
         here = folder / "stages" / stage.name
+        _check_stage(here)
         load_weights(model, here / WEIGHTS)
         previous = Student(model, load_quantizer_state(here), stage.rules)
     assert previous is not None
     return previous.prepared()
+
+
+def _check_stage(folder: Path) -> None:
+    """Raise ValueError if the stage's weights are not what it left, with the remedy for a run that is finished."""
+    try:
+        whole_stage(folder)
+    except DamagedFileError as error:
+        run = folder.parents[1] / RUN_FILE
+        raise ValueError(f"{error}. Delete {run} and run its command again: it trains the stage anew") from error
 
 
 @torch.no_grad()

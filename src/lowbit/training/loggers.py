@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from lowbit.config.schema import Config
 from lowbit.files import write_text
-from lowbit.results.run_folder import METRICS_FILE
+from lowbit.results.run_folder import METRICS_FILE, read_rows, rows_of
 from lowbit.training.tensorboard_run import TensorBoardRun
 from lowbit.training.wandb_run import Tracked, open_wandb
 
@@ -47,8 +46,8 @@ class Showcase(Protocol):
 class MetricsFile(Logger):
     """One row per logged step in metrics.csv; columns are stage, step and every metric seen.
 
-    Lightning's CSVLogger deletes the file of the attempt before. This one keeps it, less the rows that the resumed
-    run will write again.
+    Lightning's CSVLogger deletes the file of the attempt before. This one is given the rows that a checkpoint or a
+    finished stage kept: what lies in the folder may be damaged, and may end anywhere.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,16 +55,29 @@ class MetricsFile(Logger):
         self._path = folder / METRICS_FILE
         self._rows: list[dict[str, Any]] = []
         self.stage = ""
+        self._first_step: int | None = None
         self._unwritten = 0
-        self._checkpointed = False
-        if self._path.exists():
-            with self._path.open(newline="") as file:
-                self._rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
 
     def start_stage(self, stage: str, first_step: int) -> None:
         """Name the stage of the coming rows and drop rows from `first_step` on: they will come again."""
         self.stage = stage
+        self._first_step = first_step
         self._rows = [row for row in self._rows if int(row["step"]) < first_step]
+
+    def take_up(self, text: str | None) -> None:
+        """Go on with rows that were kept; None: an earlier version kept none but those of the file in the folder.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        if text is not None:
+            self._rows = list(rows_of(text))
+            return
+        try:
+            rows = read_rows(self._path)
+        except ValueError as error:
+            raise ValueError(f"{error}, and the same command goes on without the rows of the steps before") from error
+        self._rows = [row for row in rows if self._first_step is None or int(row["step"]) < self._first_step]
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -100,20 +112,18 @@ class MetricsFile(Logger):
 
     def save(self) -> None:
         """Write now and then: Lightning calls this after every logged step, and each write is of the whole file."""
-        if self._unwritten >= max(_FLUSH_EVERY, len(self._rows) // 10) or self._checkpointed:
+        if self._unwritten >= max(_FLUSH_EVERY, len(self._rows) // 10):
             self.flush()
-            self._checkpointed = False
 
-    def keep_up(self) -> None:
-        """Write now and at the next row: a checkpoint is being saved, and its own step is logged after it."""
-        self.flush()
-        self._checkpointed = True
+    def text(self) -> str:
+        """Return what the file holds of the rows so far."""
+        columns = list(dict.fromkeys(["stage", "step", *(k for row in self._rows for k in row)]))
+        lines = [columns, *([row.get(c, "") for c in columns] for row in self._rows)]
+        return "\n".join(",".join(_cell(v) for v in line) for line in lines) + "\n"
 
     def flush(self) -> None:
         """Write the file, atomically."""
-        columns = list(dict.fromkeys(["stage", "step", *(k for row in self._rows for k in row)]))
-        lines = [columns, *([row.get(c, "") for c in columns] for row in self._rows)]
-        write_text(self._path, "\n".join(",".join(_cell(v) for v in line) for line in lines) + "\n")
+        write_text(self._path, self.text())
         self._unwritten = 0
 
     def finalize(self, status: str) -> None:

@@ -15,7 +15,7 @@ from lowbit.data.shares import take_weights
 from lowbit.modeling import Instrument, Plan, Trace
 from lowbit.recipes import Stage
 from lowbit.training.gradient_share import RegularizerShare
-from lowbit.training.guards import check_finite
+from lowbit.training.guards import check_loss, check_outputs
 from lowbit.training.optimizers import build_optimizer, has_scales
 from lowbit.training.quantization import QuantizationSteps
 from lowbit.training.randomness import seed_step
@@ -45,6 +45,7 @@ class FinetuneModule(L.LightningModule):
         self.oscillation = self.quantization.tracker  # here for its buffers to be in checkpoints
         self.metric_name, self._metric = metric
         self._scores: dict[str, Any] = {}  # of the running evaluation, by the first part of the logged name
+        self._finite: dict[str, Tensor] = {}  # whether all outputs were, so far, by the same
         self.seed = seed
         self._share = RegularizerShare(self.quantization.sites)
         self._weights: Mapping[str, float] | None = (
@@ -93,7 +94,7 @@ class FinetuneModule(L.LightningModule):
         logged = {name: value.detach() for name, value in terms.items()}
         if self._weights is not None:
             total, logged = _of_all_ranks(total, logged)
-        check_finite(total, logged, self.stage, self.global_step)
+        check_loss(total, logged, self.stage, self.global_step)
         self.log("train/loss", total.detach(), prog_bar=True)
         if self.is_logged_step:  # Lightning takes a tenth of a millisecond for each value, whether it is written or not
             self._log_step(logged)
@@ -167,7 +168,7 @@ class FinetuneModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an evaluation that was interrupted has counted."""
-        self._scores = {}
+        self._scores, self._finite = {}, {}
 
     def on_test_epoch_start(self) -> None:
         """Do the same before a test."""
@@ -196,12 +197,16 @@ class FinetuneModule(L.LightningModule):
             prefix = split if view == "plain" else f"{split}_{view}"
             if prefix not in self._scores:
                 self._scores[prefix] = _metric_of(self._metric, self._is_shared(split)).to(logits_BC.device)
+                self._finite[prefix] = torch.ones((), dtype=torch.bool, device=logits_BC.device)
+            self._finite[prefix] &= torch.isfinite(logits_BC).all()
             # Spans are scored by the texts of their rows, ranked pages with those of their query.
             truth = next(batch[key] for key in ("rows", "ranked", "labels") if key in batch)
             self._scores[prefix].update(logits_BC, truth)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics."""
+        for prefix, finite in self._finite.items():
+            check_outputs(mean_over_ranks(finite.float()) == 1, prefix, self.stage)
         found = {prefix: metric.compute() for prefix, metric in self._scores.items()}
         values = {p: value if isinstance(value, dict) else {self.metric_name: value} for p, value in found.items()}
         for prefix, named in {**values, **self._means(values)}.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import os
-import socket
 import traceback
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import nn
 from lowbit.config import identity
 from lowbit.config.schema import Config
 from lowbit.data import StepDataModule
-from lowbit.files import read_json, write_json, write_text
+from lowbit.files import remove_leftovers, sha256_of, write_json, write_text
 from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.families import family_of
 from lowbit.modeling.sizes import model_size
@@ -35,8 +34,7 @@ from lowbit.results import (
     print_table,
     read_run,
 )
-from lowbit.results.run_folder import ERROR_FILE, HOLDER_FILE, LOCK_FILE
-from lowbit.training.checkpoints import CHECKPOINT, step_of
+from lowbit.results.run_folder import ERROR_FILE, LOCK_FILE, METRICS_FILE, StageRecord, read_holder, write_holder
 from lowbit.training.environment import environment, keep_freed_memory
 from lowbit.training.handover import Student, take_over, take_over_halves
 from lowbit.training.loggers import MetricsFile, build_loggers
@@ -56,11 +54,12 @@ from lowbit.training.setup import (
 from lowbit.training.showcase import show_result, summary_of
 from lowbit.training.stage_runner import (
     WEIGHTS,
-    StageRecord,
+    checkpointed_step,
     finished_stage,
     fit_stage,
     load_quantizer_state,
     load_weights,
+    rows_of_stage,
     test,
 )
 from lowbit.training.teacher import Teacher, obtain_teacher
@@ -95,35 +94,56 @@ def train(cfg: DictConfig, config: Config) -> float | None:
         _follow(job, ranks)
         return None
     print(f"run {config.name}/{job.run_id} seed {config.seed}", flush=True)
-    if read_run(job.folder) is None:
+    finished = read_run(job.folder)
+    if finished is None:
         labels = check_soft_labels(config, checksums=True)  # the one time that all of a store is read
         if labels is not None:
             print(f"  {labels}", flush=True)
         check_data(config)
         check_weights(config)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(job.folder / LOCK_FILE, timeout=_LOCK_SECONDS):
-            finished = read_run(job.folder)
-            if finished is None:
-                write_json(job.folder / HOLDER_FILE, {"pid": os.getpid(), "host": socket.gethostname()})
-                ranks.start()
-                finished = _guarded(job)
-                ranks.leave()
-            else:
-                ranks.dismiss()
-                print(f"  finished before, nothing to train: {job.folder / RUN_FILE}", flush=True)
-                if under_agent():
-                    _tell_agent(job, finished)
-    except Timeout:
+        finished = _finish(job, ranks)
+        if finished is None:
+            return None
+    else:  # no lock is needed, which may be another user's
         ranks.dismiss()
-        print(f"  {_holder(job.folder)} is running it; nothing to do here", flush=True)
-        return None
+        print(f"  finished before, nothing to train: {job.folder / RUN_FILE}", flush=True)
+        if under_agent():
+            _tell_agent(job, finished)
     cells = [Cell(job.folder, {}, "")]
     print_table(collect(cells), title=f"{config.name}/{job.run_id}")
     if finished["primary_metric"].startswith("val_mean/"):
         LanguageTable(cells).print("by language")
     return float(finished["metrics"][finished["primary_metric"]])
+
+
+def _finish(job: Job, ranks: Ranks) -> dict[str, Any] | None:
+    """Run the job under its lock and return its run.json; None if another process is running it."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(job.folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=_LOCK_SECONDS)
+    except Timeout:
+        ranks.dismiss()
+        print(f"  {read_holder(job.folder) or 'another process'} is running it; nothing to do here", flush=True)
+        return None
+    except PermissionError as error:
+        raise OSError(
+            f"{job.folder} is another user's, who has not finished this run; set paths.outputs to a folder of yours"
+        ) from error
+    try:
+        finished = read_run(job.folder)
+        if finished is not None:  # by another process, a moment ago
+            ranks.dismiss()
+            return finished
+        write_holder(job.folder)
+        for folder in (job.folder, Path(job.config.paths.outputs) / "cache"):
+            remove_leftovers(folder)
+        ranks.start()
+        finished = _guarded(job)
+        ranks.leave()
+        return finished
+    finally:
+        lock.release()
 
 
 def _follow(job: Job, ranks: Ranks) -> None:
@@ -133,16 +153,20 @@ def _follow(job: Job, ranks: Ranks) -> None:
             return
         try:
             _execute(job)
-        except Exception:
-            _leave_traceback(job.folder / ERROR_FILE)
+        except Exception as error:
+            _leave_traceback(job.folder / ERROR_FILE, error)
             raise
     ranks.leave()
 
 
-def _leave_traceback(file: Path) -> None:
+def _leave_traceback(file: Path, error: Exception) -> None:
     """Write what failed, unless another process of the run has: what fails after the first one has lost its peer."""
-    if not file.exists():
-        write_text(file, traceback.format_exc())
+    try:
+        if not file.exists():
+            write_text(file, traceback.format_exc())
+        error.add_note(f"traceback: {file}")
+    except OSError as full:
+        error.add_note(f"traceback: {full}")
 
 
 def _tell_agent(job: Job, result: dict[str, Any]) -> None:
@@ -165,8 +189,7 @@ def _guarded(job: Job) -> dict[str, Any]:
         failed = False
         return result
     except Exception as error:
-        _leave_traceback(error_file)
-        error.add_note(f"traceback: {error_file}")
+        _leave_traceback(error_file, error)
         raise
     finally:
         finish_wandb(failed=failed)
@@ -214,6 +237,7 @@ def _execute(job: Job) -> dict[str, Any]:
         "steps": recipe.steps,
         "seconds": sum(record.seconds for record in records),
         "stages": [record.as_dict() for record in records],
+        "files": led(lambda: {METRICS_FILE: sha256_of(job.folder / METRICS_FILE)}),
         "seeds": {"run": config.seed, "teacher": config.teacher.seed, "split": config.data.split_seed},
         "started": started,
         "finished": _now(),
@@ -241,8 +265,11 @@ def _run_stage(
     if record is not None:
         load_weights(student, folder / WEIGHTS)
         print(f"  stage {stage.name}: finished before", flush=True)
+        for logger in loggers:
+            if isinstance(logger, MetricsFile):
+                logger.take_up(rows_of_stage(folder, record))
         return Student(student, load_quantizer_state(folder), stage.rules), record
-    resumed = led(lambda: step_of(folder / CHECKPOINT)) > 0
+    resumed = led(lambda: checkpointed_step(folder)) > 0
     same = previous is not None and stage.student == "previous" and previous.rules == stage.rules
     instrument = make_instrument(student, stage.rules, initialize=not resumed and not same)
     if previous is not None and not resumed:
@@ -295,11 +322,6 @@ def initial_student(
     if stage.activation is not None:
         family_of(student).set_activation(student, stage.activation)
     return student
-
-
-def _holder(folder: Path) -> str:
-    holder = read_json(folder / HOLDER_FILE)
-    return "another process" if holder is None else f"process {holder['pid']} on {holder['host']}"
 
 
 def _now() -> str:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lowbit.config.schema import TrainerConfig
 from lowbit.data import StepDataModule
-from lowbit.files import read_json, replacing, write_json
+from lowbit.files import replacing, set_aside, sha256, sha256_of, write_json, write_text
 from lowbit.modeling import Instrument
+from lowbit.modeling.weights import read_weights
 from lowbit.recipes import Stage
-from lowbit.results.run_folder import STAGE_FILE
+from lowbit.results.run_folder import METRICS_FILE, STAGE_FILE, StageRecord, read_stage
 from lowbit.training.callbacks import StepTimer, progress
 from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint, step_of
+from lowbit.training.guards import check_weights
 from lowbit.training.heartbeat import Heartbeat
-from lowbit.training.loggers import Staged
+from lowbit.training.loggers import MetricsFile, Staged
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.quantization import calibrate_student
 from lowbit.training.ranks import is_leader, led, strategy_of
@@ -39,48 +40,41 @@ _BENIGN = (
     ".*treespec, LeafSpec.*",  # inside Lightning
     ".*overridden `on_before_batch_transfer`.*",  # in the module alone
     ".*`broadcast_buffers` is deprecated.*",  # its successor is younger than the oldest torch that will do
+    ".*callbacks used to create the checkpoint need to be provided.*",  # one of an earlier version by Lightning's own
     ".*use `self.log\\(.*, sync_dist=True\\)`.*",  # metrics are gathered before they are logged
 )
 for _message in _BENIGN:
     warnings.filterwarnings("ignore", _message)
 
 
-@dataclass(frozen=True)
-class StageRecord:
-    """What a finished stage leaves: its numbers. The weights lie beside it."""
-
-    name: str
-    steps: int
-    seconds: float
-    metrics: dict[str, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the entry of run.json."""
-        return dict(vars(self))
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors, atomically."""
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> str:
+    """Write tensors as safetensors, atomically; return the SHA-256 of the file."""
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
     with replacing(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+        temporary.write_bytes(content)
+    return sha256(content)
 
 
-def save_student(student: Instrument, folder: Path) -> None:
-    """Write the latent weights, under the plain model's keys, and beside them what the quantizers learned."""
+def save_student(student: Instrument, folder: Path) -> dict[str, str]:
+    """Write the latent weights, under the plain model's keys, and beside them what the quantizers learned.
+
+    Returns:
+        The SHA-256 of each file by its name.
+    """
     learned = student.quantizer_state()
-    if learned:
-        save_tensors(learned, folder / QUANTIZERS)
-    save_tensors({k: v for k, v in student.model.state_dict().items() if k not in learned}, folder / WEIGHTS)
+    weights = {k: v for k, v in student.model.state_dict().items() if k not in learned}
+    content = {QUANTIZERS: learned, WEIGHTS: weights} if learned else {WEIGHTS: weights}
+    return {name: save_tensors(tensors, folder / name) for name, tensors in content.items()}
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load weights strictly, keeping the model's dtype.
 
     Raises:
-        ValueError: the file's tensors are not the model's.
+        ValueError: the file is damaged, or its tensors are not the model's.
     """
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(read_weights(path))
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise ValueError(f"{path} does not hold weights of this {type(model).__name__}: {first}") from error
@@ -89,13 +83,90 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def load_quantizer_state(folder: Path) -> dict[str, Tensor]:
     """Return what the quantizers of a finished stage learned; empty if they learn nothing."""
     path = folder / QUANTIZERS
-    return load_file(path) if path.exists() else {}
+    return read_weights(path) if path.exists() else {}
+
+
+def whole_stage(folder: Path) -> StageRecord | None:
+    """Return the record of a finished stage whose weights are what it left, or None where it is not finished.
+
+    Raises:
+        DamagedFileError: a file is not what was written, or not readable where an earlier version left no digests.
+    """
+    try:
+        record = read_stage(folder)
+    except ValueError as error:
+        raise DamagedFileError(folder / STAGE_FILE, str(error)) from error
+    if record is None:
+        return None
+    for name in (WEIGHTS, QUANTIZERS):
+        if name == WEIGHTS or name in record.files or (not record.files and (folder / name).exists()):
+            _check_file(folder / name, record.files.get(name))
+    return record
+
+
+def _check_file(path: Path, digest: str | None) -> None:
+    """Compare a file of weights with its digest; one of an earlier version, without digest, must be readable."""
+    if not path.is_file():
+        raise DamagedFileError(path, f"{path} is missing")
+    if digest is not None and sha256_of(path) != digest:
+        raise DamagedFileError(path, f"{path} is damaged: its SHA-256 is not the one in {STAGE_FILE}")
+    if digest is None:
+        try:
+            read_weights(path)
+        except ValueError as error:
+            raise DamagedFileError(path, str(error)) from error
+
+
+class DamagedFileError(ValueError):
+    """A file that a stage has left is not what was written."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path = path
+        super().__init__(text)
+
+    def set_aside(self) -> str:
+        """Rename the file, and the record of its stage, which is no longer finished; say so, and what to do."""
+        folder, kept = self.path.parent, ""
+        if self.path.exists():
+            kept = f"; it is kept as {set_aside(self.path).name}"
+        (folder / STAGE_FILE).unlink(missing_ok=True)
+        return f"{self}{kept}. Run the same command again: it trains stage {folder.name} anew"
 
 
 def finished_stage(folder: Path) -> StageRecord | None:
-    """Return the record of a stage that was finished before, or None."""
-    content = read_json(folder / STAGE_FILE)
-    return None if content is None else StageRecord(**content)
+    """Return the record of a stage that was finished before, or None; damaged files are set aside.
+
+    Raises:
+        ValueError: a file is damaged; says which, and that the same command trains the stage anew.
+    """
+    try:
+        return whole_stage(folder)
+    except DamagedFileError as error:
+        raise ValueError(error.set_aside()) from error
+
+
+def rows_of_stage(folder: Path, record: StageRecord) -> str | None:
+    """Return the rows of metrics.csv up to the end of a finished stage; None if the stage does not have them."""
+    path, digest = folder / METRICS_FILE, record.files.get(METRICS_FILE)
+    if digest is None:  # of an earlier version
+        return None
+    if path.is_file() and sha256_of(path) == digest:
+        return path.read_text(encoding="utf-8")
+    print(f"  {path} is damaged: the rows are taken from the run's {METRICS_FILE}", flush=True)
+    return None
+
+
+def checkpointed_step(folder: Path) -> int:
+    """Return the step of a stage's checkpoint, 0 where there is none; a damaged one is set aside.
+
+    Raises:
+        ValueError: the checkpoint is damaged; says that the same command trains the stage anew.
+    """
+    path = folder / CHECKPOINT
+    try:
+        return step_of(path)
+    except ValueError as error:
+        raise ValueError(DamagedFileError(path, str(error)).set_aside()) from error
 
 
 def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
@@ -117,6 +188,7 @@ def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], 
         callbacks=callbacks,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
+        enable_checkpointing=False,  # `LastCheckpoint` does it
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO()],
     )
@@ -125,7 +197,8 @@ def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], 
 def stage_callbacks(config: TrainerConfig, stage: Stage, folder: Path) -> tuple[list[Callback], StepTimer]:
     """Return what accompanies the steps of a stage, and the clock among it."""
     timer = StepTimer()
-    callbacks = [LastCheckpoint(folder, config.checkpoint_every), timer, Heartbeat(folder, stage.steps)]
+    last = LastCheckpoint(folder, config.checkpoint_every, config.eval_every)
+    callbacks = [timer, Heartbeat(folder, stage.steps), last]
     return callbacks + progress(config.progress and is_leader(), timer, stage.steps), timer
 
 
@@ -138,7 +211,7 @@ def fit_stage(
     callbacks, timer = stage_callbacks(config, stage, folder)
     trainer = build_trainer(config, stage.steps, callbacks, loggers)
     checkpoint = folder / CHECKPOINT
-    resumed = led(lambda: step_of(checkpoint))
+    resumed = led(lambda: checkpointed_step(folder))
     if not resumed:
         calibrate_student(module.instrument, data, stage)
     for logger in loggers:
@@ -153,17 +226,23 @@ def fit_stage(
         if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1), which would read as a failure
             raise KeyboardInterrupt from exit_
         raise
+    check_weights(module.student.state_dict(), stage)
     metrics = evaluate(trainer, module, data, "validate")
     record = StageRecord(stage.name, stage.steps, timer.seconds, metrics)
-    led(lambda: _finish_stage(module.instrument, record, folder))
-    return record
+    return led(lambda: _finish_stage(module.instrument, record, folder, loggers))
 
 
-def _finish_stage(student: Instrument, record: StageRecord, folder: Path) -> None:
-    """Write the weights before the record: a folder with a record is complete."""
-    save_student(student, folder)
+def _finish_stage(student: Instrument, record: StageRecord, folder: Path, loggers: list[Logger]) -> StageRecord:
+    """Write the weights and the rows so far before the record: a folder with a record is complete."""
+    files = save_student(student, folder)
+    for logger in loggers:
+        if isinstance(logger, MetricsFile):
+            write_text(folder / METRICS_FILE, logger.text())
+            files[METRICS_FILE] = sha256(logger.text().encode())
+    record = replace(record, files=files)
     write_json(folder / STAGE_FILE, record.as_dict())
     (folder / CHECKPOINT).unlink(missing_ok=True)
+    return record
 
 
 def test(module: FinetuneModule, data: StepDataModule, config: TrainerConfig) -> dict[str, float]:

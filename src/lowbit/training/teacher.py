@@ -15,17 +15,20 @@ from lowbit.config import identity
 from lowbit.config.schema import BudgetConfig, Config, TeacherSource, TokenizerKind
 from lowbit.config.teacher import teacher_model
 from lowbit.data import StepDataModule
-from lowbit.files import read_json, write_json
+from lowbit.files import move_folder, read_json, remove_leftovers, set_aside, write_json
 from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.build import build_tokenizer
 from lowbit.modeling.descriptions import check_described, save_description
 from lowbit.modeling.sizes import model_size
+from lowbit.modeling.weights import read_weights
 from lowbit.recipes import build_teacher_stage
+from lowbit.results.run_file import missing_of_teacher
+from lowbit.results.run_folder import StageRecord
 from lowbit.training.loggers import build_loggers
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.ranks import is_leader, led
 from lowbit.training.setup import config_errors, make_metric, make_teacher_model
-from lowbit.training.stage_runner import WEIGHTS, StageRecord, finished_stage, fit_stage, load_weights, test
+from lowbit.training.stage_runner import WEIGHTS, finished_stage, fit_stage, load_weights, test, whole_stage
 from lowbit.training.wandb_run import Tracked, finish_wandb
 
 TEACHER_FILE = "teacher.json"
@@ -62,19 +65,72 @@ def _cached(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
     teachers.mkdir(parents=True, exist_ok=True)
     folder = teachers / teacher_id
     lock = FileLock(teachers / f"{teacher_id}.lock") if is_leader() else None
-    if lock is not None and lock_is_held(lock):
-        print(f"teacher {teacher_id}: another process is training it, waiting", flush=True)
+    try:
+        if lock is not None and lock_is_held(lock):
+            print(f"teacher {teacher_id}: another process is training it, waiting", flush=True)
+    except PermissionError as error:  # another user's
+        if not folder.exists():
+            raise OSError(
+                f"{folder} is being trained by another user; set paths.outputs to a folder of yours"
+            ) from error
+        lock = None
     with nullcontext() if lock is None else lock:
-        if not led(folder.exists):
+        if not led(lambda: _is_usable(folder)):
             print(f"teacher {teacher_id}: training", flush=True)
-            partial = teachers / f"{teacher_id}.partial"
+            partial = _partial(folder)
+            led(lambda: remove_leftovers(partial))
             _train(config, teacher_id, data, partial)
-            led(lambda: partial.replace(folder))  # readers see no teacher or a complete one
+            led(lambda: move_folder(partial, folder))  # readers see no teacher or a complete one
         else:
             print(f"teacher {teacher_id}: cached in {folder}", flush=True)
-    model = make_teacher_model(config, data.info)
-    load_weights(model, folder / WEIGHTS)
-    return Teacher(model.eval(), read_json(folder / TEACHER_FILE))
+        model = make_teacher_model(config, data.info)
+        load_weights(model, folder / WEIGHTS)
+        facts = led(lambda: _read_facts(folder / TEACHER_FILE))
+    assert facts is not None
+    return Teacher(model.eval(), facts)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def _is_usable(folder: Path) -> bool:
+    """Whether a teacher is there and whole; what is damaged is set aside, to be made anew.
+
+    Its weights are trained again; its facts are measured again.
+    """
+    if not folder.exists():
+        return False
+    try:
+        if whole_stage(folder) is None:  # a folder of an earlier version, or without its record
+            read_weights(folder / WEIGHTS)
+    except ValueError as error:
+        print(f"teacher {folder.name}: {error}; its folder is kept as {set_aside(folder).name}", flush=True)
+        return False
+    facts = folder / TEACHER_FILE
+    try:
+        if _read_facts(facts) is not None:
+            return True
+        print(f"teacher {folder.name}: {facts} is missing; it is measured again", flush=True)
+    except ValueError as error:
+        kept = set_aside(facts).name
+        print(f"teacher {folder.name}: {error} The file is kept as {kept}, and it is measured again", flush=True)
+    folder.replace(_partial(folder))
+    return False
+
+
+def _read_facts(path: Path) -> dict[str, Any] | None:
+    """Return the facts of a teacher, None if there is no such file.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    facts = read_json(path)
+    if facts is None and not path.exists():
+        return None
+    if not isinstance(facts, dict) or missing_of_teacher(facts):
+        raise ValueError(f"{path} does not hold the facts of a teacher. Delete it to have them measured again.")
+    return facts
 
 
 def lock_is_held(lock: FileLock) -> bool:
@@ -134,7 +190,7 @@ def _given(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
             check_described(folder, data.info)
             load_weights(model, folder / WEIGHTS)
     scores = Path(config.paths.outputs) / "teachers" / f"{teacher_id}.json"
-    facts = led(lambda: read_json(scores))
+    facts = led(lambda: _read_facts(scores))
     if facts is None:
         print(f"teacher {teacher_id}: scoring", flush=True)
         instrument = prepare(model)

@@ -7,6 +7,7 @@ takes over whichever run is open; and it sets WANDB_MODE for the rest of the pro
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
 from lowbit.config.schema import Config, LoggerMode
+
+_watched: dict[int, subprocess.Popen[bytes]] = {}  # W&B's service -> who ends it
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,37 @@ def open_wandb(config: Config, tracked: Tracked) -> WandbRun | None:
         raise ValueError(
             f"W&B, logger.mode={config.logger.mode.name}: {error}. Run `wandb login`, or choose logger.mode=offline"
         ) from error
+    _end_service_with_this_process()
     return WandbRun(run, tracked.stages)
+
+
+def _end_service_with_this_process() -> None:
+    """See that W&B's service ends as soon as this process does, even if that is killed.
+
+    The service looks for its parent only every half minute. The shell waits for the end of a pipe that this process
+    holds open; where there is no /proc, nothing is done.
+    """
+    for pid in _services() - _watched.keys():
+        _watched[pid] = subprocess.Popen(
+            ["/bin/sh", "-c", f"read _; grep -qs wandb-core /proc/{pid}/comm && kill -9 {pid}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+def _services() -> set[int]:
+    """Return the ids of W&B's services that are children of this process."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            start, _, rest = stat.read_text().rpartition(")")
+        except OSError:  # it has ended
+            continue
+        if "(wandb-core" in start and int(rest.split()[1]) == os.getpid():
+            found.add(int(stat.parent.name))
+    return found
 
 
 def finish_wandb(*, failed: bool) -> None:
