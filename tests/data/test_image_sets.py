@@ -5,6 +5,7 @@ import pickle
 import random
 import shutil
 import struct
+import tracemalloc
 import warnings
 import zlib
 from dataclasses import replace
@@ -86,6 +87,51 @@ def test_a_batch_file_runs_nothing(cifar: Path, tmp_path: Path):
         data_info(config(tmp_path, DataKind.cifar10))
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"\x80\x02}.")
     with pytest.raises(ValueError, match=r"data_batch_3 is no batch .*KeyError"):
+        data_info(config(tmp_path, DataKind.cifar10))
+
+
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x80\x02cnumpy\nndarray\n(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ftq\0\x85R.", "TypeError"),
+        (
+            b"\x80\x02}(U\x04data" + ARRAY + b"J\xff\xff\xff\x7f\x85U\x01b\x87R(K\x01J\xff\xff\xff\x7fM\0\x0c\x86"
+            b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x01atbU\x06labels](K\1eu.",
+            "cannot reshape array of size 1",
+        ),
+        (
+            b"\x80\x02}(U\x04data"
+            + ARRAY
+            + b"K\0\x85U\x01b\x87R(K\x01K\1\x85cnumpy\ndtype\nU\x02O8K\x00K\x01\x87R\x89]K\1atbU\x06labels](K\1eu.",
+            "pixels of type O8",
+        ),
+        (b"\x80\x02Nr\xff\xff\xff\x7f.", "LONG_BINPUT at byte 3 declares 2147483647"),
+        (b"\x80\x02Np2147483647\n.", "PUT at byte 3 declares 2147483647"),
+        (b"\x80\x04\x8e\0\0\0\0\1\0\0\0abc.", "expected 4294967296 bytes"),
+        (b"\x80\x04\x95\0\0\0\0\1\0\0\0N.", "FRAME at byte 2 declares"),
+        (b"\x80\x02T\xff\xff\xff\x7fabc.", "expected 2147483647 bytes"),
+        (b"\x80\x02Pdata\n.", "UnpicklingError"),
+    ],
+    ids=["array", "shape", "objects", "memo", "memo in text", "bytes", "frame", "string", "persistent id"],
+)
+def test_a_batch_file_allocates_no_more_than_it_holds(content: bytes, said: str, cifar: Path, tmp_path: Path):
+    shutil.copytree(cifar / "cifar-10-batches-py", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "data_batch_3").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"data_batch_3 is no batch .*{said}.*; fetch it again"):
+        data_info(config(tmp_path, DataKind.cifar10))
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+def test_a_batch_file_of_another_size_is_not_read(cifar: Path, tmp_path: Path):
+    shutil.copytree(cifar / "cifar-10-batches-py", tmp_path, dirs_exist_ok=True)
+    with (tmp_path / "data_batch_3").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"data_batch_3 is no batch .*it has 1099511627776 bytes"):
         data_info(config(tmp_path, DataKind.cifar10))
 
 

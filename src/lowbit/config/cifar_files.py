@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +15,18 @@ from lowbit.config.enums import DataKind
 
 SIDE = 32
 _PIXELS = 3 * SIDE * SIDE
+_LARGEST = 2**28  # bytes of a file; the training file of CIFAR-100 has 155 million
+# What unpickling raises for bytes that are no such pickle.
+_DAMAGES = (
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -86,29 +100,69 @@ def read_batch(file: Path, kind: DataKind) -> tuple[Any, list[int]]:
     """
     about = CIFAR[kind]
     try:
-        with file.open("rb") as stream:
-            content = _Unpickler(stream, encoding="latin1").load()
-        pixels, labels = content["data"], list(map(int, content[about.labels]))
-        facts = (pixels.shape, str(pixels.dtype), all(0 <= label < about.classes for label in labels))
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise ValueError(_damaged(file, f"{type(error).__name__}: {error}")) from error
-    if facts != ((len(labels), _PIXELS), "uint8", True):
-        raise ValueError(_damaged(file, f"{facts[1]} pixels {facts[0]}, {len(labels)} labels"))
+        raw = _content(file)
+        content = _Unpickler(io.BytesIO(raw), encoding="latin1").load()
+        pixels, labels = content["data"].array, list(map(int, content[about.labels]))
+        facts = (pixels.shape, all(0 <= label < about.classes for label in labels))
+    except _DAMAGES as error:
+        raise ValueError(_damaged(file, f"{type(error).__name__}: {' '.join(str(error).split())}")) from error
+    if facts != ((len(labels), _PIXELS), True):
+        raise ValueError(_damaged(file, f"pixels of shape {facts[0]}, {len(labels)} labels"))
     return pixels.reshape(-1, 3, SIDE, SIDE), labels
+
+
+def _content(file: Path) -> bytes:
+    """Return the bytes of a pickle after a look at the sizes in it, which would be allocated before they are read.
+
+    Raises:
+        ValueError: it is larger than any official file, or declares more than it holds.
+    """
+    size = file.stat().st_size
+    if size > _LARGEST:
+        raise ValueError(f"it has {size} bytes, the largest official file fewer than {_LARGEST}")
+    raw = file.read_bytes()
+    for count, (opcode, value, place) in enumerate(pickletools.genops(raw)):  # raises for strings beyond the end
+        most = {"PUT": count, "BINPUT": count, "LONG_BINPUT": count, "FRAME": size}.get(opcode.name)
+        if most is not None and int(value or 0) > most:
+            raise ValueError(f"{opcode.name} at byte {place} declares {value}")
+    return raw
 
 
 def _damaged(file: Path, why: str) -> str:
     return f"{file} is no batch of the official archive ({why}); fetch it again"
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes builtins and numpy arrays, and runs nothing else that a file may name."""
+class _Type:
+    """Stands for a numpy type in a pickle."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name = name
+
+    def __setstate__(self, _: Any) -> None:
+        """Ignore byte order and the like: the pixels are bytes."""
+
+
+class _Pixels:
+    """Stands for a numpy array of bytes in a pickle; it allocates what the file holds, not what it declares."""
+
+    def __init__(self, *_: Any) -> None:
+        self.array: Any = None
+
+    def __setstate__(self, state: Any) -> None:
         import numpy as np
 
-        rebuild = np.empty(0).__reduce__()[0]
-        known = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": rebuild}
+        _, shape, kind, by_column, content = state
+        if kind.name != "u1":
+            raise pickle.UnpicklingError(f"it holds pixels of type {kind.name}")
+        raw = content.encode("latin1") if isinstance(content, str) else content
+        self.array = np.frombuffer(bytearray(raw), np.uint8).reshape(shape, order="F" if by_column else "C")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes builtins and arrays of bytes, and runs nothing else that a file may name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {"ndarray": _Pixels, "_reconstruct": _Pixels, "dtype": _Type}
         if module not in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") or name not in known:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return known[name]
