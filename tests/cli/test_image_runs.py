@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lowbit.cli import main
 
@@ -56,6 +57,22 @@ def test_labels_of_crops_are_written_and_trained_on(arguments, outputs, capsys):
     assert "soft labels: 12 images x 4 crops" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of twelve training images and six others with one fault each."""
+    root = tmp_path_factory.mktemp("faulty")
+    for name, classes, splits in (("broken", "ab", "tv"), ("one_class", "a", "tv"), ("no_val", "ab", "t")):
+        for split in splits:
+            count = (12 if split == "t" else 6) // len(classes)
+            for file in (f"{one}/{one}_{number}.png" for one in classes for number in range(count)):
+                path = root / name / {"t": "train", "v": "val"}[split] / file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (16, 16)).save(path)
+    (root / "broken" / "train" / "a" / "a_0.png").write_text("<html>404</html>")
+    Image.new("F", (16, 16)).save(root / "broken" / "val" / "b" / "b_1.png", "TIFF")
+    return {path.name: path for path in root.iterdir()}
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -65,11 +82,19 @@ def test_labels_of_crops_are_written_and_trained_on(arguments, outputs, capsys):
         (["data.image.randaugment=m9"], ["data.image.randaugment=m9", "rand-m9-mstd0.5-inc1"]),
         (["data.image.randaugment=rand-q9"], ["data.image.randaugment=rand-q9: timm refuses it"]),
         (["data.train_size=13"], ["data.train_size=13", "set data.train_size to 1..12 or null"]),
+        (["data.eval_size=7"], ["data.eval_size=7", "set data.eval_size to 1..6 or null"]),
         (["model=bert_micro"], ["model=bert_micro reads text"]),
+        (["data.dir={broken}"], ["2 bad rows", "a_0.png: ", "b_1.png: holds floats", "data.on_bad_row=skip"]),
+        (["data.dir={one_class}"], ["one_class/train: 1 class folder; a classifier needs at least 2"]),
+        (["data.dir={no_val}"], ["no folder val in it"]),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_is_written(overrides, words, arguments, capsys, tmp_path):
-    assert main(["train", *arguments("image_folder", *overrides), f"paths.outputs={tmp_path / 'none'}"]) == 2
+@pytest.mark.parametrize("verb", ["check", "train"])
+def test_what_does_not_fit_is_told_before_anything_is_written(
+    verb, overrides, words, arguments, faulty, capsys, tmp_path
+):
+    overrides = [override.format_map(faulty) for override in overrides]
+    assert main([verb, *arguments("image_folder", *overrides), f"paths.outputs={tmp_path / 'none'}"]) == 2
     err = capsys.readouterr().err
     assert all(word in err for word in words), err
     assert not (tmp_path / "none").exists()

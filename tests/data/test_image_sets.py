@@ -23,8 +23,11 @@ from lowbit.config.enums import Interpolation
 from lowbit.config.image_schema import ImageConfig
 from lowbit.config.schema import DataConfig, DataKind, OnBadRow
 from lowbit.data import Batch, ImageInput, StepDataModule, build_datamodule, data_info
+from lowbit.data.hub import OutOfReachError
+from lowbit.data.image_sets import unusable_images
 from lowbit.data.image_source import FileImages, PixelImages, UnreadableImageError
 from lowbit.data.image_transforms import evaluation_transform, seeded
+from lowbit.data.sampling import StepRows
 
 HARD = ImageConfig(size=16, color_jitter=0.4, randaugment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
 DEIT = ImageInput(24, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", 0.9)
@@ -265,11 +268,56 @@ def test_bad_files_are_left_out_with_a_warning(damaged: Path, tmp_path: Path):
         batches = take(data, 2)  # an epoch
     assert sum(len(batch["labels"]) for batch in batches) == 6
     assert sorted(label for batch in batches for label in batch["labels"].tolist()) == [0, 0, 0, 1, 1, 1]
+
+
+def test_batches_without_a_readable_image_stop_no_run(damaged: Path, tmp_path: Path):
+    """Known bad images are no rows of an evaluation; a training batch gets the next image that can be read."""
+    for name in ("n01440764", "n02102040"):
+        (damaged / "val" / name / f"ILSVRC2012_val_0000000{1 if name == 'n01440764' else 3}.JPEG").write_text("none")
+    settings = config(damaged, on_bad_row=OnBadRow.skip, augment=False, batch_size=1, eval_batch_size=1)
+    data = build_datamodule(settings, 0, cache=tmp_path / "cache")
+    with pytest.warns(UserWarning, match="bad rows"):
+        data.setup("fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluated = [batch["labels"].tolist() for batch in data.val_dataloader()]
+    assert evaluated == [[0], [1], [2], [2]]
+    with pytest.warns(UserWarning, match=r"left out of its batch: .*n01440764_0"):
+        batch = data.splits.train.__getitems__(StepRows(0, [0]))
+    assert batch["labels"].tolist() == [0]
+    assert torch.equal(batch["pixel_values"], data.splits.train.__getitems__([1])["pixel_values"])
+    with pytest.warns(UserWarning, match="left out"):
+        assert len(data.splits.train.__getitems__([0])["labels"]) == 0, "found bad later, in a set too large to check"
+
+
+def test_a_split_of_bad_images_alone_is_refused(damaged: Path):
+    for file in (damaged / "val").rglob("*.*"):
+        file.write_text("none")
     with (
-        pytest.raises(ValueError, match="none of the 1 images of a batch"),
-        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(ValueError, match=r"val: none of the images that eval_size takes can be read"),
+        pytest.warns(UserWarning, match="bad rows"),
     ):
-        data.splits.train.__getitems__([0])
+        build_datamodule(config(damaged, on_bad_row=OnBadRow.skip), 0).setup("fit")
+    for file in (damaged / "train").rglob("*.*"):
+        file.write_text("none")
+    with pytest.raises(ValueError, match=r"no training image can be used"):
+        build_datamodule(config(damaged, on_bad_row=OnBadRow.skip), 0).setup("fit")
+
+
+def test_check_names_bad_images_and_says_how_many_it_looked_at(
+    damaged: Path, images: Path, cifar: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (problem,) = unusable_images(config(damaged))
+    for words in ("2 bad rows", "n01440764_0.JPEG: ", "n02102040_2.JPEG: ", "data.on_bad_row=skip"):
+        assert words in problem
+    assert not list(unusable_images(config(images)))
+    assert not list(unusable_images(config(damaged, on_bad_row=OnBadRow.skip)))
+    with pytest.raises(ValueError, match=r"data.eval_size=7: image_folder has 6 such rows"):
+        list(unusable_images(config(images, eval_size=7)))
+    assert not list(unusable_images(config(cifar, DataKind.cifar10)))
+    monkeypatch.setattr("lowbit.data.image_sets.CHECK_SECONDS", -1)
+    with pytest.raises(OutOfReachError, match="0 of 18 images were looked at"):
+        list(unusable_images(config(images)))
 
 
 def test_mended_files_are_no_longer_bad(damaged: Path, images: Path, tmp_path: Path):

@@ -32,12 +32,15 @@ def text_problem(name: str, text: object) -> str | None:
     return None
 
 
+def bad_rows_problem(bad: Sequence[str]) -> str:
+    """Return what a user is told of bad rows under `on_bad_row=error`."""
+    return f"{told(bad)}\n    Correct them, or set data.on_bad_row=skip to leave them out of training and scores."
+
+
 def check_rows(config: DataConfig, bad: Sequence[str], usable: int, nothing: str) -> None:
     """Raise ValueError for bad rows that are not to be skipped, or if none is usable (`nothing` says of what)."""
     if bad and config.on_bad_row is OnBadRow.error:
-        raise ValueError(
-            f"{told(bad)}\n    Correct them, or set data.on_bad_row=skip to leave them out of training and scores."
-        )
+        raise ValueError(bad_rows_problem(bad))
     if not usable:
         raise ValueError(f"data={config.name}: {nothing}. {told(bad)}".rstrip())
 

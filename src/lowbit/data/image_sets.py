@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from collections.abc import Iterator, Set
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,7 @@ from torch import Tensor
 from lowbit.config.cifar_files import read_batch
 from lowbit.config.data_files import limit_rows
 from lowbit.config.image_files import (
+    IMAGE_FILES,
     Batches,
     Folders,
     empty_classes,
@@ -23,12 +26,14 @@ from lowbit.config.image_files import (
 )
 from lowbit.config.image_folders import Listing
 from lowbit.config.schema import DataConfig, DataKind, OnBadRow
-from lowbit.data.bad_rows import check_rows, told
+from lowbit.data.bad_rows import bad_rows_problem, check_rows, told
 from lowbit.data.cache import Tensors, cached, content_key
+from lowbit.data.hub import OutOfReachError
 from lowbit.data.image_source import DECODER, FileImages, ImageSource, PixelImages, UnreadableImageError
 from lowbit.data.image_split import DecodedSplit
 from lowbit.data.image_transforms import evaluation_transform, training_transform, with_settings
 from lowbit.data.info import DataInfo, ImageInput
+from lowbit.data.sampling import Stream, generator_for
 from lowbit.data.splits import Splits
 
 Split = Literal["train", "val"]
@@ -42,6 +47,7 @@ _PIXELS = {
 _SIZE, _CROP_PCT = 224, 0.875
 # Sets up to this size are decoded once, which takes up to some twenty seconds; ImageNet has five hundred times as much.
 CHECKED_BYTES = 2**28
+CHECK_SECONDS = 30  # for `lowbit check`
 
 
 def image_info(config: DataConfig, image: ImageInput | None = None) -> DataInfo:
@@ -90,10 +96,10 @@ def image_splits(config: DataConfig, info: DataInfo, seed: int, cache: Path | No
     native = own_size(config) == info.image.size
     augment = training_transform(info.image, config.image, own_size=native) if config.augment else None
     found = find_images(config)
-    if isinstance(found, Folders):
-        _check_readable(config, found, cache)
+    bad = _check_readable(config, found, cache) if isinstance(found, Folders) else frozenset[int]()
     skip = config.on_bad_row is OnBadRow.skip
-    train, val = _images(config, found, "train"), _images(config, found, "val")
+    # Known bad images of the training stay in their place: steps and soft labels count them.
+    train, val = _images(config, found, "train"), _images(config, found, "val", bad)
     return Splits(
         train=DecodedSplit(*train, whole, augment, seed, skip=skip),
         validation=DecodedSplit(*val, whole, skip=skip),
@@ -108,14 +114,55 @@ def _own_input(config: DataConfig) -> ImageInput:
     return ImageInput(size, mean, std, crop_pct=1.0 if size == own else _CROP_PCT)
 
 
-def _images(config: DataConfig, found: Folders | Batches, split: Split) -> tuple[ImageSource, Tensor]:
-    """Return the images of a split and their labels."""
+def unusable_images(config: DataConfig) -> Iterator[str]:
+    """Yield what keeps image files from being used; look at as many as some seconds allow, picked at random.
+
+    Raises:
+        OutOfReachError: time ran out before all were looked at.
+        ValueError: settings of the augmentation or of the rows that do not work.
+    """
+    if config.kind not in IMAGE_FILES:
+        return
+    training_transform(_own_input(config), config.image, own_size=False)
+    found = find_images(config)
+    if isinstance(found, Batches):
+        rows = sum(len(read_batch(file, config.kind)[1]) for file in found.val)
+        limit_rows("eval_size", config.eval_size, rows, config)
+        return
+    limit_rows("eval_size", config.eval_size, len(found.val.files), config)
+    if config.on_bad_row is OnBadRow.skip:
+        return
+    train, val = (FileImages(listing.folder, listing.files) for listing in (found.train, found.val))
+    count = len(train) + len(val)
+    bad, seen, end = [], 0, time.monotonic() + CHECK_SECONDS
+    for place in torch.randperm(count, generator=generator_for(0, Stream.split)).tolist():
+        if time.monotonic() > end:
+            break
+        problem = _problem(train, place) if place < len(train) else _problem(val, place - len(train))
+        bad += [] if problem is None else [problem]
+        seen += 1
+    if bad:
+        yield bad_rows_problem(sorted(bad))
+    if seen < count:
+        raise OutOfReachError(f"{seen} of {count} images were looked at in {CHECK_SECONDS} s")
+
+
+def _images(
+    config: DataConfig, found: Folders | Batches, split: Split, left_out: Set[int] = frozenset()
+) -> tuple[ImageSource, Tensor]:
+    """Return the images of a split and their labels, without some rows of its files.
+
+    Raises:
+        ValueError: no row is left.
+    """
     key, limit = ("train_size", config.train_size) if split == "train" else ("eval_size", config.eval_size)
     if isinstance(found, Folders):
         listing: Listing = getattr(found, split)
         classes = torch.tensor([found.train.classes.index(name) for name in listing.classes])
         labels = classes.repeat_interleave(torch.tensor(listing.counts))
-        rows = _spaced(limit_rows(key, limit, len(labels), config), len(labels))
+        rows = [row for row in _spaced(limit_rows(key, limit, len(labels), config), len(labels)) if row not in left_out]
+        if not rows:
+            raise ValueError(f"{listing.folder}: none of the images that {key} takes can be read")
         return FileImages(listing.folder, [listing.files[row] for row in rows]), labels[rows]
     batches = [read_batch(file, config.kind) for file in getattr(found, split)]
     pixels = torch.cat([torch.from_numpy(images) for images, _ in batches])
@@ -128,22 +175,29 @@ def _spaced(count: int, size: int) -> list[int]:
     return [place * size // count for place in range(count)]
 
 
-def _check_readable(config: DataConfig, found: Folders, cache: Path | None) -> None:
-    """Decode every image of a small set, once; tell the bad ones, or stop for them.
+def _check_readable(config: DataConfig, found: Folders, cache: Path | None) -> Set[int]:
+    """Decode every image of a small set, once; tell the bad ones, or stop for them; return the bad rows of `val`.
 
     Raises:
-        ValueError: there are bad ones, and `on_bad_row` is `error`.
+        ValueError: there are bad ones, and `on_bad_row` is `error`; or there is no good one to train on.
     """
-    bad = empty_classes(config, found)
+    train, val = (dict[int, str](), dict[int, str]())
     if found.train.size + found.val.size <= CHECKED_BYTES:
-        for listing in (found.train, found.val):
-            file = None if cache is None else cache / "images" / f"{content_key(listing.digest, *DECODER)}.safetensors"
-            images = FileImages(listing.folder, listing.files)
-            suspects = cached(file, partial(_unreadable, images))["rows"]
-            bad += filter(None, (_problem(images, row) for row in suspects.tolist()))  # some may be mended by now
-    check_rows(config, bad, len(found.train.files), "no training image can be used")
+        train, val = (_bad_rows(listing, cache) for listing in (found.train, found.val))
+    bad = [*empty_classes(config, found), *train.values(), *val.values()]
+    check_rows(config, bad, len(found.train.files) - len(train), "no training image can be used")
     if bad:
         warnings.warn(f"data={config.name}: {told(bad)}", stacklevel=2)
+    return val.keys()
+
+
+def _bad_rows(listing: Listing, cache: Path | None) -> dict[int, str]:
+    """Return the rows of a split that cannot be decoded, and why."""
+    file = None if cache is None else cache / "images" / f"{content_key(listing.digest, *DECODER)}.safetensors"
+    images = FileImages(listing.folder, listing.files)
+    suspects = cached(file, partial(_unreadable, images))["rows"]
+    problems = {row: _problem(images, row) for row in suspects.tolist()}  # some may be mended by now
+    return {row: problem for row, problem in problems.items() if problem is not None}
 
 
 def _unreadable(images: FileImages) -> Tensors:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, explain
 from lowbit.config.schema import Config
 from lowbit.data.hub import OutOfReachError
+from lowbit.data.image_sets import unusable_images
 from lowbit.data.text_rows import row_problems
 from lowbit.training.preview import preview
 
@@ -32,7 +33,10 @@ class Check:
     problems: Callable[[Config], Iterable[str]]
 
 
-CHECKS = (Check("the rows of the data", lambda config: config.data, lambda config: row_problems(config.data)),)
+CHECKS = (
+    Check("the rows of the data", lambda config: config.data, lambda config: row_problems(config.data)),
+    Check("the images of the data", lambda config: config.data, lambda config: unusable_images(config.data)),
+)
 
 
 @dataclass

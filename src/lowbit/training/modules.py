@@ -192,6 +192,8 @@ class FinetuneModule(L.LightningModule):
         return data.is_shared(split)
 
     def _update(self, split: str, batch: Batch) -> None:
+        if not len(next(iter(batch.values()))):  # none of its images could be read
+            return
         for view in self.views:
             logits_BC = self.evaluate(batch, view)
             prefix = split if view == "plain" else f"{split}_{view}"
