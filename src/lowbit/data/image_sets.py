@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Set
-from functools import partial
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Literal
 
@@ -96,7 +95,10 @@ def image_splits(config: DataConfig, info: DataInfo, seed: int, cache: Path | No
     native = own_size(config) == info.image.size
     augment = training_transform(info.image, config.image, own_size=native) if config.augment else None
     found = find_images(config)
-    bad = _check_readable(config, found, cache) if isinstance(found, Folders) else frozenset[int]()
+    bad: Set[int] = frozenset()
+    if isinstance(found, Folders):
+        limit_rows("eval_size", config.eval_size, len(found.val.files), config)  # before images are decoded
+        bad = _check_readable(config, found, cache)
     skip = config.on_bad_row is OnBadRow.skip
     # Known bad images of the training stay in their place: steps and soft labels count them.
     train, val = _images(config, found, "train"), _images(config, found, "val", bad)
@@ -181,27 +183,38 @@ def _check_readable(config: DataConfig, found: Folders, cache: Path | None) -> S
     Raises:
         ValueError: there are bad ones, and `on_bad_row` is `error`; or there is no good one to train on.
     """
-    train, val = (dict[int, str](), dict[int, str]())
+    sources = {split: FileImages(listing.folder, listing.files) for split, listing in vars(found).items()}
+
+    def still_bad(suspects: Tensors) -> tuple[list[str], Set[int]]:
+        """Return what is bad, in words, and the bad rows of `val`: some of the suspects may be mended by now."""
+        train, val = (_problems(images, suspects[split].tolist()) for split, images in sources.items())
+        bad = [*empty_classes(config, found), *train.values(), *val.values()]
+        check_rows(config, bad, len(sources["train"]) - len(train), "no training image can be used")
+        return bad, val.keys()
+
+    def look() -> Tensors:
+        rows = {
+            split: torch.tensor([*_problems(images, range(len(images)))], dtype=torch.int64)
+            for split, images in sources.items()
+        }
+        still_bad(rows)  # stops before anything is written
+        return rows
+
     if found.train.size + found.val.size <= CHECKED_BYTES:
-        train, val = (_bad_rows(listing, cache) for listing in (found.train, found.val))
-    bad = [*empty_classes(config, found), *train.values(), *val.values()]
-    check_rows(config, bad, len(found.train.files) - len(train), "no training image can be used")
+        name = content_key(found.train.digest, found.val.digest, *DECODER)
+        suspects = cached(None if cache is None else cache / "images" / f"{name}.safetensors", look)
+    else:
+        suspects = dict.fromkeys(sources, torch.empty(0, dtype=torch.int64))
+    bad, val = still_bad(suspects)
     if bad:
         warnings.warn(f"data={config.name}: {told(bad)}", stacklevel=2)
-    return val.keys()
+    return val
 
 
-def _bad_rows(listing: Listing, cache: Path | None) -> dict[int, str]:
-    """Return the rows of a split that cannot be decoded, and why."""
-    file = None if cache is None else cache / "images" / f"{content_key(listing.digest, *DECODER)}.safetensors"
-    images = FileImages(listing.folder, listing.files)
-    suspects = cached(file, partial(_unreadable, images))["rows"]
-    problems = {row: _problem(images, row) for row in suspects.tolist()}  # some may be mended by now
-    return {row: problem for row, problem in problems.items() if problem is not None}
-
-
-def _unreadable(images: FileImages) -> Tensors:
-    return {"rows": torch.tensor([row for row in range(len(images)) if _problem(images, row)], dtype=torch.int64)}
+def _problems(images: FileImages, rows: Iterable[int]) -> dict[int, str]:
+    """Return which of the rows cannot be decoded, and why."""
+    found = {row: _problem(images, row) for row in rows}
+    return {row: problem for row, problem in found.items() if problem is not None}
 
 
 def _problem(images: FileImages, row: int) -> str | None:
