@@ -29,7 +29,7 @@ def problems(*overrides: str) -> list[str]:
         ((*SWIN, "method.embedding_target=12"), ["method.embedding_target=12", "0 to 11"]),
         ((*SWIN, "method.stages.qat.student=narrow"), ["method.stages.qat.student=narrow", "choose another"]),
         (("model.depths=[4]",), ["model.depths=[4]", "model=vit_micro is built to size", "model.num_layers"]),
-        ((*SWIN, "model.depths=[2,0]"), ["model.depths=[2, 0]", "for example [12]"]),
+        ((*SWIN, "model.depths=[2,0]"), ["model.depths=[2, 0]", "greater than 0"]),
         ((*SWIN, "model.depths=[]"), ["model.depths=[]", "for example [12]"]),
     ],
 )

@@ -107,7 +107,7 @@ def test_an_empty_training_file_is_refused(copy: Path):
 
 @pytest.mark.parametrize("key", ["task=cola", "dir=x", "revision=x", "train_file=x"])
 def test_settings_of_files_are_refused_where_there_are_none(key: str):
-    assert f"data.{key.partition('=')[0]}: has no effect on data=digits" in problems(f"data.{key}")
+    assert f"data.{key}: has no effect under data.kind=digits, only under glue" in problems(f"data.{key}")
 
 
 def test_every_task_is_described():

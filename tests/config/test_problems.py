@@ -91,7 +91,7 @@ def test_problems_of_several_jobs_are_listed_once(capsys):
     assert main(["check", "seed=-1,-2", "optimizer.lr=0"]) == 2
     head, *lines = capsys.readouterr().err.splitlines()
     assert head == "3 problems in the configuration:"
-    assert [line.split(":")[0].strip() for line in lines] == ["- optimizer.lr=0.0", "- seed=-1", "- seed=-2"]
+    assert [line.split(":")[0].strip() for line in lines] == ["- seed=-1", "- optimizer.lr=0.0", "- seed=-2"]
 
 
 @pytest.mark.parametrize(

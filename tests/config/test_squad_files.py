@@ -96,8 +96,8 @@ def test_malformed_json_is_named(copy: Path):
         ("data.max_length=68", "data.max_length=68: leaves no token for the text beside a question of data.max_qu"),
         ("data.train_size=7", "data.train_size=7: squad has 6 such rows; set data.train_size to 1..6 or null"),
         ("data.tokenizer=words", "data=squad has no word list of its own: set data.tokenizer=model"),
-        ("data.task=cola", "data.task: has no effect on data=squad; choose a GLUE task, for example data=cola"),
-        ("data.train_file=x.json", "data.train_file: has no effect on data=squad"),
+        ("data.task=cola", "data.task=cola: has no effect under data.kind=squad, only under glue"),
+        ("data.train_file=x.json", "data.train_file=x.json: has no effect under data.kind=squad, only under glue"),
         ("model=bert_micro", "model=bert_micro has no tokenizer: use model=minilm or hf"),
         ("model=vit_micro", "model=vit_micro reads images, data=squad is text"),
     ],
@@ -108,6 +108,6 @@ def test_settings_that_cannot_be_are_refused(override: str, told: str, squad: Pa
 
 
 def test_settings_of_squad_have_no_effect_elsewhere():
-    assert "data.doc_stride: has no effect on data=digits; choose data=squad or squad_v2" in problems(
+    assert "data.doc_stride=128: has no effect under data.kind=digits, only under squad" in problems(
         "data=digits", "data.doc_stride=128"
     )

@@ -44,8 +44,8 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (PLAIN, {"data.split_seed": -3}, ["data.split_seed=-3", "at least 0"]),
     (PLAIN, {"model.dropout": 1.0}, ["model.dropout=1.0", "below 1"]),
     (PLAIN, {"model.dropout": -0.1}, ["model.dropout=-0.1", "at least 0"]),
-    (PLAIN, {"scheduler.warmup": 1.0}, ["scheduler.warmup=1.0", "fraction", "below 1"]),
-    (PLAIN, {"teacher.scheduler.warmup": 60.0}, ["teacher.scheduler.warmup=60.0", "fraction", "below 1"]),
+    (PLAIN, {"scheduler.warmup": 1.0}, ["scheduler.warmup=1.0", "share of the stage", "below 1"]),
+    (PLAIN, {"teacher.scheduler.warmup": 60.0}, ["teacher.scheduler.warmup=60.0", "share of the stage", "below 1"]),
     (PLAIN, {"trainer.devices": 0}, ["trainer.devices=0", "greater than 0"]),
     (PLAIN, {"trainer.num_nodes": 0}, ["trainer.num_nodes=0", "greater than 0"]),
     (PLAIN, {"trainer.devices": 2, "trainer.num_nodes": 100}, ["data.batch_size", "200 processes", "fewer devices"]),
@@ -78,7 +78,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (PLAIN, {"quantizer.activation.bits": None}, ["quantizer.activation.bits=null", "2 to 16 bits"]),
     (PLAIN, {"quantizer.weight.bits": 2}, ["quantizer.weight.bits=2", "one width only", "another kind"]),
     (PLAIN, {"quantizer.embedding.threshold": 0.0}, ["quantizer.embedding.threshold=0.0", "greater than 0"]),
-    (PLAIN, {"quantizer.activation.clip": 0.0}, ["quantizer.activation.clip=0.0", "null"]),
+    (PLAIN, {"quantizer.activation.clip": 0.0}, ["quantizer.activation.clip=0.0", "greater than 0"]),
     (
         PLAIN,
         {"quantizer.rules.0.weight": S.FakeQuantConfig(kind=S.QuantizerKind.minmax_symmetric)},
@@ -99,7 +99,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (PLAIN, {"method.stages": {}}, ["method=ternarybert: no stages"]),
     (PLAIN, {"method.stages.qat.student": "previous"}, ["first stage", "set its student to teacher or fresh"]),
     (TI, {PHASES: []}, [f"{PHASES}: empty", "sites: [probs]"]),
-    (TI, {f"{PHASES}.0.share": 0}, [f"{PHASES}.0.share=0", "1 or greater"]),
+    (TI, {f"{PHASES}.0.share": 0}, [f"{PHASES}.0.share=0", "greater than 0"]),
     (TI, {f"{PHASES}.1.mix": 0.0}, [f"{PHASES}.1.mix=0", "nothing would be replaced"]),
     (TI, {f"{PHASES}.1.mix": 1.5}, [f"{PHASES}.1.mix=1.5", "from 0 to 1"]),
     (TI, {f"{PHASES}.1.mix_end": -0.5, f"{PHASES}.1.ramp": "linear"}, [f"{PHASES}.1.mix_end=-0.5", "from 0 to 1"]),
@@ -112,7 +112,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     ),
     (TI, {f"{PHASES}.2.sites": []}, [f"{PHASES}.2.sites: empty", "probs, context, attn_out, ffn_out, hidden"]),
     (TI, {f"{INTERVENE}.intervention.layers": [0, 4]}, [f"{INTERVENE}.intervention.layers: 4", "0 to 3"]),
-    (TI, {f"{INTERVENE}.intervention.layers": [-1]}, [f"{INTERVENE}.intervention.layers: -1", "0 to 3"]),
+    (TI, {f"{INTERVENE}.intervention.layers": [-1]}, [f"{INTERVENE}.intervention.layers=[-1]", "at least 0"]),
     (TI, {f"{INTERVENE}.epochs": 1.0}, [f"{INTERVENE} sets steps and epochs", "set one of them"]),
     (TI, {"budget.epochs": 1.0}, ["method.stages.plain is left with -39 of 21 steps", "raise budget.steps"]),
     (TI, {"budget.epochs": None}, ["method.stages.plain needs a total", "budget.steps=N", "budget.epochs=N"]),
@@ -187,6 +187,98 @@ def test_edges_that_are_allowed(changed, changes):
 def test_intervention_edges_that_are_allowed(changed):
     changes = {f"{PHASES}.0.mix": 1.0, f"{INTERVENE}.intervention.layers": [0, 3], "budget.epochs": 3.0}
     assert validate(C.to_config(changed(*TI, **changes))) == []
+
+
+IDLE: list[tuple[list[str], list[str]]] = [
+    (["method=finetune", "quantizer=w2a8"], ["quantizer=w2a8: has no effect", "no stage of method=finetune quantizes"]),
+    (["method=finetune", "quantizer.weight.clip=2"], ["quantizer.weight.clip=2", "method=finetune"]),
+    (["method=finetune", "correction=cage"], ["correction=cage: has no effect", "method=finetune"]),
+    (["method=finetune", "estimator=ste"], ["estimator=ste: has no effect", "method=finetune"]),
+    (["method=finetune", "oscillation=track"], ["oscillation=track: has no effect", "method=finetune"]),
+    (
+        ["estimator.weight.delta=0.1"],
+        ["delta=0.1", "estimator.weight.kind=published, only under ewgs"],
+    ),
+    (["correction.strength=3"], ["correction.strength=3.0", "correction.kind=none, only under cage, dampening"]),
+    (
+        ["correction=cage", "correction.start=0.5"],
+        ["start=0.5", "correction.kind=cage, only under dampening"],
+    ),
+    (["oscillation=track", "oscillation.freeze_from=0.5"], ["oscillation.freeze=false, only under true"]),
+    (["oscillation.threshold=0.5"], ["oscillation.threshold=0.5", "oscillation=track"]),
+    (
+        ["optimizer.step_counter=shared"],
+        ["step_counter=shared", "optimizer.kind=adamw, only under bert_adam"],
+    ),
+    (["model.max_positions=9"], ["model.max_positions=9", "model.kind=timm_vit, only under bert"]),
+    (["data.source=hub"], ["data.source=hub", "data.kind=digits, only under glue"]),
+    (
+        ["method.losses.hidden.temperature=3"],
+        ["temperature=3.0", "method.losses.hidden.kind=hidden, only under logits"],
+    ),
+    (["method.losses.logits.layers=mean"], ["method.losses.logits.layers=mean", "kind=logits, only under hidden"]),
+    (["method.width=0.3"], ["method.width=0.3: has no effect", "narrow"]),
+    (
+        ["teacher=path", "teacher.path=x", "teacher.seed=7"],
+        ["teacher.seed=7", "source=path, only under finetune"],
+    ),
+    (["teacher=path", "teacher.path=x", "teacher.budget.steps=7"], ["teacher.budget", "only under finetune"]),
+    (["data.num_crops=2"], ["data.num_crops=2: has no effect", "data.soft_labels"]),
+    (["data.image.flip=0.1"], ["data.image", "data=digits"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), IDLE, ids=lambda value: " ".join(value)[:60])
+def test_a_setting_that_nothing_reads_is_refused(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        load(overrides)
+    assert any(all(word in problem for word in words) for problem in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=finetune"],
+        ["method=finetune", "quantizer=none"],
+        ["method=finetune", "correction=none", "estimator=published", "oscillation=none"],
+        ["estimator.weight.delta=1e-3", "estimator.weight.kind=ste"],
+        ["data.train_file=null"],
+    ],
+    ids=" ".join,
+)
+def test_what_changes_nothing_is_allowed(overrides):
+    load(overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["optimizer.max_grad_norm=0"], ["optimizer.max_grad_norm=0.0: must be greater than 0", "null switches"]),
+        (["method.losses.logits.weight=-1"], ["method.losses.logits.weight=-1.0: must be at least 0"]),
+        (["method.losses.logits.temperature=0"], ["temperature=0.0: must be greater than 0"]),
+        (["optimizer.lr=inf"], ["optimizer.lr=inf: must be greater than 0, and finite"]),
+        (["teacher.optimizer.weight_decay=nan"], ["teacher.optimizer.weight_decay=nan: must be at least 0"]),
+        (["budget.epochs=inf"], ["budget.epochs=inf: must be greater than 0, and finite"]),
+        (["optimizer.beta2=1"], ["optimizer.beta2=1.0: must be at least 0 and below 1"]),
+        (["optimizer.eps=0"], ["optimizer.eps=0.0: must be greater than 0"]),
+        (["teacher.min_score=96"], ["teacher.min_score=96.0: must be from -1 to 1; scores are shares: 0.96, not 96"]),
+        (
+            ["quantizer.activation.granularity=row"],
+            ["granularity=row: kind minmax_symmetric allows tensor, tok"],
+        ),
+        (["seed=1" + 30 * "0"], ["seed=1", "below 2**63"]),
+        (["data.batch_size=1" + 30 * "0"], ["data.batch_size=1", "must be below 2**63"]),
+        (["name=../../x"], ["name=../../x: is part of a path"]),
+        (["name=/tmp/x"], ["name=/tmp/x: is part of a path"]),
+        (["data.name=../../x"], ["data.name=../../x: is part of a path"]),
+        (["+method.losses.a$b={kind:task}"], ["method.losses=", "a$b", "is part of a path"]),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_values_that_ruin_a_run_are_refused(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        load(overrides)
+    assert any(all(word in problem for word in words) for problem in caught.value.problems), caught.value.problems
 
 
 def test_shared_setting_is_reported_once(changed):

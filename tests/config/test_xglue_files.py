@@ -117,4 +117,4 @@ def test_settings_of_languages_are_refused_elsewhere():
     with pytest.raises(ConfigError) as caught:
         load(["data.language=de"])
     (problem,) = caught.value.problems
-    assert problem == "data.language: has no effect on data=digits; choose an XGLUE task, for example data=xnli"
+    assert problem == "data.language=de: has no effect under data.kind=digits, only under xglue"

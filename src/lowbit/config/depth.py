@@ -23,7 +23,7 @@ def depth_problems(config: S.Config) -> Iterator[str]:
         return
     if model.kind not in LOADED:
         yield f"model.depths={model.depths}: model={model.name} is built to size; set model.num_layers instead"
-    elif not model.depths or min(model.depths) < 1:
+    elif not model.depths:
         yield f"model.depths={model.depths}: give the number of layers, for example [12], or that of each stage"
     elif len(model.depths) > 1:
         yield from _stages(config, model.depths)

@@ -1,8 +1,9 @@
 """Structured config of `data.image`: what is done to the pixels of image files."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lowbit.config.enums import Interpolation
+from lowbit.config.fields import number
 
 
 @dataclass
@@ -15,11 +16,11 @@ class ImageConfig:
     `randaugment` of timm such as rand-m9-mstd0.5-inc1, `random_erasing` with this probability.
     """
 
-    size: int | None = None
-    crop_pct: float | None = None
+    size: int | None = number(above=0)
+    crop_pct: float | None = number(above=0, at_most=1, note="a share of the shorter side")
     interpolation: Interpolation | None = None
-    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
-    flip: float = 0.5
-    color_jitter: float = 0.0
+    scale: list[float] = number([0.08, 1.0], above=0, at_most=1, note="shares of the area")
+    flip: float = number(0.5, at_least=0, at_most=1, note="a probability")
+    color_jitter: float = number(0.0, at_least=0)
     randaugment: str | None = None
-    random_erasing: float = 0.0
+    random_erasing: float = number(0.0, at_least=0, at_most=1, note="a probability")

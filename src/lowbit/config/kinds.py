@@ -11,7 +11,7 @@ from lowbit.config.enums import EstimatorKind, Granularity, QuantizerKind, Scale
 
 _G, _K, _I = Granularity, QuantizerKind, ScaleInit
 WEIGHT = (_G.tensor, _G.row, _G.head)
-DYNAMIC = (_G.tensor, _G.row, _G.token, _G.head)
+DYNAMIC = (_G.tensor, _G.token, _G.head)  # a row of a batch of activations is a whole example: no published use
 SEQ_BITS = (1.58, 2.0, 3.0, 4.0)
 COMMON = ("kind", "bits", "granularity", "noise", "noise_rate")
 

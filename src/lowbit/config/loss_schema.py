@@ -15,6 +15,13 @@ from lowbit.config.enums import (
     Reduction,
     Site,
 )
+from lowbit.config.fields import Of, number, setting
+
+_LAYERS = (LossKind.hidden, LossKind.scores, LossKind.maps, LossKind.maps_mse, LossKind.attn_block, LossKind.attn_out)
+_SOFT = Of("kind", (LossKind.logits,))
+_MASKED = Of("kind", (LossKind.hidden, LossKind.scores, LossKind.attn_block, LossKind.attn_out))
+_OF_LAYERS = Of("kind", _LAYERS)
+_OBR = Of("kind", (LossKind.obr,))
 
 
 @dataclass
@@ -22,18 +29,18 @@ class LossConfig:
     """One loss term; `weight` may move to `weight_end` over the stage."""
 
     kind: LossKind = MISSING
-    weight: float = 1.0
-    weight_end: float | None = None
+    weight: float = number(1.0, at_least=0)
+    weight_end: float | None = number(at_least=0)
     ramp: Ramp = Ramp.constant
-    reduction: Reduction = Reduction.sum
-    mask: MaskRule = MaskRule.full
-    temperature: float = 1.0
-    start: float = 0.0
-    layers: LayerReduction = LayerReduction.sum
-    aggregation: ObrAggregation = ObrAggregation.mean
-    detach_step: bool = True
-    max_bits: float | None = None
-    convolution_grad_scale: GradScale | None = None
+    reduction: Reduction = setting(Reduction.sum, of=_SOFT)
+    mask: MaskRule = setting(MaskRule.full, of=_MASKED)
+    temperature: float = number(1.0, above=0, of=_SOFT)
+    start: float = number(0.0, at_least=0, below=1, note="a share of the stage's steps")
+    layers: LayerReduction = setting(LayerReduction.sum, of=_OF_LAYERS)
+    aggregation: ObrAggregation = setting(ObrAggregation.mean, of=_OBR)
+    detach_step: bool = setting(True, of=_OBR)
+    max_bits: float | None = number(above=0, of=_OBR)
+    convolution_grad_scale: GradScale | None = setting(of=_OBR)
 
     @property
     def is_on(self) -> bool:
@@ -45,8 +52,8 @@ class LossConfig:
 class MixConfig:
     """The teacher's share at a site, 0 to 1; it may move to `mix_end` over the phase."""
 
-    mix: float = 1.0
-    mix_end: float | None = None
+    mix: float = number(1.0, at_least=0, at_most=1)
+    mix_end: float | None = number(at_least=0, at_most=1)
     ramp: Ramp = Ramp.constant
 
 
@@ -58,7 +65,7 @@ class PhaseConfig(MixConfig):
     """
 
     sites: list[Site] = MISSING
-    share: int = 1
+    share: int = number(1, above=0)
     site_mix: dict[Site, MixConfig] = field(default_factory=dict)
 
 
@@ -68,5 +75,5 @@ class InterventionConfig:
 
     phases: list[PhaseConfig] = field(default_factory=list)
     order: PhaseOrder = PhaseOrder.sequential
-    layers: list[int] | None = None
+    layers: list[int] | None = number(at_least=0)
     stop_gradient: bool = True

@@ -16,6 +16,16 @@ from lowbit.config.enums import (
     QuantizerKind,
     ScaleInit,
 )
+from lowbit.config.fields import Of, number, path_name, setting
+
+_CLIPPED = Of("kind", (EstimatorKind.value_clipped_ste,))
+_EWGS = Of("kind", (EstimatorKind.ewgs,))
+_STABLE = Of("kind", (EstimatorKind.stable_qat,))
+_CAGE = Of("kind", (CorrectionKind.cage,))
+_DAMPENING = Of("kind", (CorrectionKind.dampening,))
+_CORRECTED = Of("kind", (CorrectionKind.cage, CorrectionKind.dampening))
+_FROZEN = Of("freeze", (True,))
+_OF_STEPS = "a share of the stage's steps"
 
 
 @dataclass
@@ -26,12 +36,12 @@ class FakeQuantConfig:
     """
 
     kind: QuantizerKind = QuantizerKind.none
-    bits: float | None = None
+    bits: float | None = number(above=0, at_most=32)
     granularity: Granularity = Granularity.tensor
-    threshold: float | None = None
-    clip: float | None = None
+    threshold: float | None = number(above=0)
+    clip: float | None = number(above=0)
     center: bool | None = None
-    sign_of_zero: int | None = None
+    sign_of_zero: int | None = number(at_least=0, at_most=1)
     signed: bool | None = None
     symmetric: bool | None = None
     offset: bool | None = None
@@ -40,12 +50,12 @@ class FakeQuantConfig:
     grad_scale: GradScale | None = None
     init: ScaleInit | None = None
     variant: LatVariant | None = None
-    momentum: float | None = None
-    refresh_every: int | None = None
-    block_size: int | None = None
-    centroids: int | None = None
+    momentum: float | None = number(at_least=0, below=1)
+    refresh_every: int | None = number(above=0)
+    block_size: int | None = number(above=0)
+    centroids: int | None = number(above=0)
     noise: NoiseUnit | None = None
-    noise_rate: float | None = None
+    noise_rate: float | None = number(at_least=0, at_most=1, note="a probability")
 
 
 @dataclass
@@ -53,18 +63,18 @@ class EstimatorConfig:
     """One gradient estimator; each number belongs to one kind."""
 
     kind: EstimatorKind = EstimatorKind.published
-    bound: float = 2.5
-    delta: float = 1e-3
-    amplitude: float = 0.21
-    terms: int = 0
-    amplitudes: list[float] = field(default_factory=list)
+    bound: float = number(2.5, above=0, of=_CLIPPED)
+    delta: float = number(1e-3, at_least=0, at_most=2, note="beyond 2 gradients change sign", of=_EWGS)
+    amplitude: float = number(0.21, at_least=0, at_most=1, of=_STABLE)
+    terms: int = number(0, at_least=0, at_most=100, of=_STABLE)
+    amplitudes: list[float] = number([], at_least=-1, at_most=1, of=_STABLE)
 
 
 @dataclass
 class EstimatorsConfig:
     """The gradient estimators of all weight quantizers (embedding included) and of all activation quantizers."""
 
-    name: str = "published"
+    name: str = path_name("published")
     weight: EstimatorConfig = field(default_factory=EstimatorConfig)
     activation: EstimatorConfig = field(default_factory=EstimatorConfig)
 
@@ -73,38 +83,38 @@ class EstimatorsConfig:
 class CorrectionConfig:
     """A pull of the latent weights towards their grid: CAGE (strength, silence, schedule, coupled) or dampening."""
 
-    name: str = "none"
+    name: str = path_name("none")
     kind: CorrectionKind = CorrectionKind.none
-    strength: float = 10.0
-    silence: float = 0.8
-    schedule: CorrectionSchedule = CorrectionSchedule.linear_ramp
-    coupled: bool = False
-    start: float = 0.25
-    aggregation: Aggregation = Aggregation.sum
+    strength: float = number(10.0, above=0, of=_CORRECTED)
+    silence: float = number(0.8, at_least=0, below=1, note=_OF_STEPS, of=_CAGE)
+    schedule: CorrectionSchedule = setting(CorrectionSchedule.linear_ramp, of=_CAGE)
+    coupled: bool = setting(False, of=_CAGE)
+    start: float = number(0.25, at_least=0, below=1, note=_OF_STEPS, of=_DAMPENING)
+    aggregation: Aggregation = setting(Aggregation.sum, of=_DAMPENING)
 
 
 @dataclass
 class OscillationConfig:
     """Oscillation of weight codes: `track` logs the percentage; `freeze` holds weights that oscillate."""
 
-    name: str = "none"
+    name: str = path_name("none")
     track: bool = False
-    momentum: float = 0.001
-    threshold: float = 0.005
+    momentum: float = number(0.001, above=0, at_most=1)
+    threshold: float = number(0.005, above=0, below=1)
     freeze: bool = False
-    freeze_from: float = 0.1
-    freeze_to: float = 0.01
-    freeze_start: float = 0.25
+    freeze_from: float = number(0.1, above=0, below=1, of=_FROZEN)
+    freeze_to: float = number(0.01, above=0, below=1, of=_FROZEN)
+    freeze_start: float = number(0.25, at_least=0, below=1, note=_OF_STEPS, of=_FROZEN)
 
 
 @dataclass
 class RuleConfig:
-    """Which modules get which quantizers; later rules win."""
+    """Which modules get which quantizers, mostly by `${quantizer.weight}` and the like; later rules win."""
 
     match: list[str] = MISSING
-    weight: FakeQuantConfig | None = None
-    input: FakeQuantConfig | None = None
-    bmm: FakeQuantConfig | None = None
+    weight: FakeQuantConfig | None = setting(refers=True)
+    input: FakeQuantConfig | None = setting(refers=True)
+    bmm: FakeQuantConfig | None = setting(refers=True)
     operands: list[str] = field(default_factory=lambda: ["query", "key", "probs", "value"])
     required: bool = True
 
@@ -126,8 +136,8 @@ class QuantizerConfig:
     `calibration_batches` training batches set the scales that start from data.
     """
 
-    name: str = MISSING
-    calibration_batches: int = 1
+    name: str = path_name(MISSING)
+    calibration_batches: int = number(1, above=0)
     weight: FakeQuantConfig = field(default_factory=FakeQuantConfig)
     embedding: FakeQuantConfig = field(default_factory=FakeQuantConfig)
     activation: FakeQuantConfig = field(default_factory=FakeQuantConfig)

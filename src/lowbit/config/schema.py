@@ -42,6 +42,7 @@ from lowbit.config.enums import (
     TokenizerKind,
     XglueTask,
 )
+from lowbit.config.fields import LIMIT, Name, Of, number, path_name, setting
 from lowbit.config.image_schema import ImageConfig
 from lowbit.config.loss_schema import InterventionConfig, LossConfig, MixConfig, PhaseConfig
 from lowbit.config.quantization_schema import (
@@ -119,6 +120,19 @@ __all__ = [
     "XglueTask",
 ]
 
+_GLUE = Of("kind", (DataKind.glue,))
+_SQUAD = Of("kind", (DataKind.squad,))
+_XGLUE = Of("kind", (DataKind.xglue,))
+_PUBLISHED = Of("kind", (DataKind.glue, DataKind.squad, DataKind.xglue))
+_FILES = Of("kind", (*_PUBLISHED.values, DataKind.image_folder, DataKind.cifar10, DataKind.cifar100))
+_OWN_SPLIT = Of("kind", (DataKind.digits, DataKind.agreement))
+_SIZED = Of("kind", (ModelKind.bert, ModelKind.vit, ModelKind.timm_vit))
+_HF = Of("kind", (ModelKind.hf,))
+_TIMM = Of("kind", (ModelKind.timm,))
+_TRAINED = Of("source", (TeacherSource.finetune,))
+_NO_CLIPPING = "null switches clipping off"
+_OF_STEPS = "a share of the stage's steps"
+
 
 @dataclass
 class DataConfig:
@@ -132,33 +146,33 @@ class DataConfig:
     `padding` is `longest`. `num_workers` processes build batches; null: up to 8 where there are image files, else none.
     """
 
-    name: str = MISSING
+    name: str = path_name(MISSING)
     kind: DataKind = MISSING
-    batch_size: int = 32
-    eval_batch_size: int = 256
+    batch_size: int = number(32, above=0)
+    eval_batch_size: int = number(256, above=0)
     augment: bool = False
-    train_size: int | None = None
-    eval_size: int | None = None
+    train_size: int | None = number(above=0)
+    eval_size: int | None = number(above=0)
     tokenizer: TokenizerKind = TokenizerKind.words
     padding: Padding = Padding.longest
-    max_length: int | None = None
-    split_seed: int = 0
-    num_workers: int | None = None
-    task: GlueTask | None = None
-    source: DataSource = DataSource.folder
-    dir: str | None = None
-    revision: str | None = None
-    train_file: str | None = None
-    on_bad_row: OnBadRow = OnBadRow.error
-    version: SquadVersion | None = None
-    doc_stride: int | None = None
-    max_question_length: int | None = None
-    xglue_task: XglueTask | None = None
-    language: str | None = None
-    languages: list[str] | None = None
-    length_grouped: bool = False
-    soft_labels: str | None = None
-    num_crops: int = 4
+    max_length: int | None = number(above=0)
+    split_seed: int = number(0, at_least=0, below=LIMIT, of=_OWN_SPLIT)
+    num_workers: int | None = number(at_least=0)
+    task: GlueTask | None = setting(of=_GLUE)
+    source: DataSource = setting(DataSource.folder, of=_FILES)
+    dir: str | None = setting(of=_FILES, path=True)
+    revision: str | None = setting(of=_PUBLISHED)
+    train_file: str | None = setting(of=_GLUE, path=True)
+    on_bad_row: OnBadRow = setting(OnBadRow.error, of=_FILES)
+    version: SquadVersion | None = setting(of=_SQUAD)
+    doc_stride: int | None = number(above=0, of=_SQUAD)
+    max_question_length: int | None = number(above=0, of=_SQUAD)
+    xglue_task: XglueTask | None = setting(of=_XGLUE)
+    language: str | None = setting(of=_XGLUE)
+    languages: list[str] | None = setting(of=_XGLUE)
+    length_grouped: bool = setting(False, of=Of("padding", (Padding.longest,)))
+    soft_labels: str | None = setting(path=True)
+    num_crops: int = number(4, above=0)
     image: ImageConfig = field(default_factory=ImageConfig)
 
 
@@ -171,21 +185,21 @@ class ModelConfig:
     to layers is then checked before anything is loaded.
     """
 
-    name: str = MISSING
+    name: str = path_name(MISSING)
     kind: ModelKind = MISSING
-    hidden_size: int = 64
-    num_layers: int = 4
-    num_heads: int = 4
-    intermediate_size: int = 256
-    dropout: float | None = None
-    max_positions: int = 64
-    patch_size: int = 2
-    path: str | None = None
+    hidden_size: int = number(64, above=0, of=_SIZED)
+    num_layers: int = number(4, above=0, of=_SIZED)
+    num_heads: int = number(4, above=0, of=_SIZED)
+    intermediate_size: int = number(256, above=0, of=_SIZED)
+    dropout: float | None = number(at_least=0, below=1)
+    max_positions: int = number(64, above=0, of=Of("kind", (ModelKind.bert,)))
+    patch_size: int = number(2, above=0, of=Of("kind", (ModelKind.vit, ModelKind.timm_vit)))
+    path: str | None = setting(of=_HF, path=True)
     revision: str | None = None
-    package: str | None = None
-    timm_name: str | None = None
-    pretrained: bool = False
-    depths: list[int] | None = None
+    package: str | None = setting(of=_HF)
+    timm_name: str | None = setting(of=_TIMM)
+    pretrained: bool = setting(False, of=_TIMM)
+    depths: list[int] | None = number(above=0)
 
 
 @dataclass
@@ -197,14 +211,14 @@ class OptimizerConfig:
     """
 
     kind: OptimizerKind = OptimizerKind.adamw
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    max_grad_norm: float | None = 1.0
-    step_counter: StepCounter = StepCounter.parameter
-    scale_lr: float | None = None
+    lr: float = number(1e-3, above=0)
+    weight_decay: float = number(0.01, at_least=0)
+    beta1: float = number(0.9, at_least=0, below=1)
+    beta2: float = number(0.999, at_least=0, below=1)
+    eps: float = number(1e-8, above=0)
+    max_grad_norm: float | None = number(1.0, above=0, note=_NO_CLIPPING)
+    step_counter: StepCounter = setting(StepCounter.parameter, of=Of("kind", (OptimizerKind.bert_adam,)))
+    scale_lr: float | None = number(above=0)
     scale_update: ScaleUpdate = ScaleUpdate.same
 
 
@@ -213,7 +227,7 @@ class SchedulerConfig:
     """Learning-rate multiplier over the steps of one stage."""
 
     kind: SchedulerKind = SchedulerKind.linear
-    warmup: float = 0.1
+    warmup: float = number(0.1, at_least=0, below=1, note=_OF_STEPS)
 
 
 @dataclass
@@ -221,14 +235,14 @@ class OptimizerChanges:
     """What one stage changes of `optimizer`; null keeps the run's value."""
 
     kind: OptimizerKind | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    beta1: float | None = None
-    beta2: float | None = None
-    eps: float | None = None
-    max_grad_norm: float | None = None
+    lr: float | None = number(above=0)
+    weight_decay: float | None = number(at_least=0)
+    beta1: float | None = number(at_least=0, below=1)
+    beta2: float | None = number(at_least=0, below=1)
+    eps: float | None = number(above=0)
+    max_grad_norm: float | None = number(above=0)
     step_counter: StepCounter | None = None
-    scale_lr: float | None = None
+    scale_lr: float | None = number(above=0)
     scale_update: ScaleUpdate | None = None
 
 
@@ -237,15 +251,15 @@ class SchedulerChanges:
     """What one stage changes of `scheduler`; null keeps the run's value."""
 
     kind: SchedulerKind | None = None
-    warmup: float | None = None
+    warmup: float | None = number(at_least=0, below=1, note=_OF_STEPS)
 
 
 @dataclass
 class BudgetConfig:
     """Total optimizer steps of a recipe: `steps`, or `epochs` of ceil(rows / batch size) steps each."""
 
-    steps: int | None = None
-    epochs: float | None = None
+    steps: int | None = number(above=0)
+    epochs: float | None = number(above=0)
 
 
 @dataclass
@@ -258,14 +272,14 @@ class TeacherConfig:
     """
 
     source: TeacherSource = TeacherSource.finetune
-    path: str | None = None
+    path: str | None = setting(path=True)
     revision: str | None = None
     model: ModelConfig | None = None
-    min_score: float | None = None
-    seed: int = 1
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    min_score: float | None = number(at_least=-1, at_most=1, note="scores are shares: 0.96, not 96")
+    seed: int = number(1, at_least=0, below=LIMIT, of=_TRAINED)
+    budget: BudgetConfig = setting(BudgetConfig(), of=_TRAINED)
+    optimizer: OptimizerConfig = setting(OptimizerConfig(), of=_TRAINED)
+    scheduler: SchedulerConfig = setting(SchedulerConfig(), of=_TRAINED)
 
 
 @dataclass
@@ -275,14 +289,14 @@ class StageConfig:
     `supervisor` is `teacher`, or an earlier stage whose student teaches this one.
     """
 
-    steps: int | None = None
-    epochs: float | None = None
-    fraction: float | None = None
+    steps: int | None = number(at_least=0)
+    epochs: float | None = number(above=0)
+    fraction: float | None = number(above=0, at_most=1)
     student: StudentInit = StudentInit.teacher
     teacher: bool = True
     supervisor: str = "teacher"
     quantize: bool = True
-    losses: dict[str, LossConfig] = field(default_factory=dict)
+    losses: dict[str, LossConfig] = setting({}, keys=Name(slashes=False))
     intervention: InterventionConfig | None = None
     optimizer: OptimizerChanges = field(default_factory=OptimizerChanges)
     scheduler: SchedulerChanges = field(default_factory=SchedulerChanges)
@@ -298,13 +312,13 @@ class MethodConfig:
     of heads and FFN neurons that a `narrow` student keeps.
     """
 
-    name: str = MISSING
-    losses: dict[str, LossConfig] = field(default_factory=dict)
-    stages: dict[str, StageConfig] = MISSING
-    layer_map: list[int] | None = None
-    embedding_target: int | None = None
+    name: str = path_name(MISSING)
+    losses: dict[str, LossConfig] = setting({}, keys=Name(slashes=False))
+    stages: dict[str, StageConfig] = setting(MISSING, keys=Name(slashes=False))
+    layer_map: list[int] | None = number(at_least=0)
+    embedding_target: int | None = number(at_least=0)
     student_activation: Activation | None = None
-    width: float = 0.5
+    width: float = number(0.5, above=0, at_most=1)
 
 
 @dataclass
@@ -315,13 +329,13 @@ class TrainerConfig:
     """
 
     accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
+    devices: int = number(1, above=0)
+    num_nodes: int = number(1, above=0)
     precision: Precision = Precision.float32
-    threads: int | None = None
-    eval_every: int | None = None
-    checkpoint_every: int = 100
-    log_every: int = 10
+    threads: int | None = number(above=0)
+    eval_every: int | None = number(above=0)
+    checkpoint_every: int = number(100, above=0)
+    log_every: int = number(10, above=0)
     progress: bool = True
 
 
@@ -344,16 +358,16 @@ class LoggerConfig:
 class PathsConfig:
     """Where results go."""
 
-    outputs: str = "outputs"
+    outputs: str = setting("outputs", path=True)
 
 
 @dataclass
 class Config:
     """The root: one value of it is one run."""
 
-    name: str = "${data.name}/${method.name}"
-    sweep: str | None = None
-    seed: int = 1
+    name: str = path_name("${data.name}/${method.name}")
+    sweep: str | None = path_name(None)
+    seed: int = number(1, at_least=0, below=LIMIT)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

@@ -32,8 +32,6 @@ def soft_label_problems(config: S.Config) -> Iterator[str]:
         for key, loss in (stage.losses or config.method.losses).items()
         if loss.kind is S.LossKind.soft_labels and loss.is_on
     ]
-    if data.num_crops < 1:
-        yield f"data.num_crops={data.num_crops}: must be at least 1"
     if folder is None:
         if losses:
             yield (

@@ -94,8 +94,6 @@ def squad_problems(config: DataConfig) -> Iterator[str]:
         value = getattr(config, key)
         if value is None:
             yield f"data.{key}: no value; set it, for example data.{key}={example}"
-        elif value < 1:
-            yield f"data.{key}={value}: must be greater than 0"
     least = (config.max_question_length or 0) + MOST_SPECIAL_TOKENS + 1
     if config.max_length is not None and 0 < config.max_length < least:
         yield (

@@ -13,10 +13,12 @@ from lowbit.config import compose as C
 from lowbit.config import schema as S
 from lowbit.config.budget import epoch_steps, stage_steps
 from lowbit.config.depth import depth_of, depth_problems
+from lowbit.config.fields import field_problems
 from lowbit.config.glue_files import glue_problems, train_rows
+from lowbit.config.idle import idle_problems
 from lowbit.config.image_files import IMAGE_FILES, image_problems, train_images
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
-from lowbit.config.quantization import quantization_problems, unused_problems
+from lowbit.config.quantization import quantization_problems
 from lowbit.config.soft_labels import soft_label_problems
 from lowbit.config.squad_files import squad_problems
 from lowbit.config.teacher import teacher_problems
@@ -28,28 +30,9 @@ _PUBLISHED_TEXT = {
     S.DataKind.xglue: xglue_problems,
 }
 _TEXT = (S.DataKind.agreement, *_PUBLISHED_TEXT)
-# Settings that single kinds of data have, and the kinds.
-_DATA_SETTINGS = {
-    "task": (S.DataKind.glue,),
-    "dir": (*_PUBLISHED_TEXT, *IMAGE_FILES),
-    "revision": tuple(_PUBLISHED_TEXT),
-    "train_file": (S.DataKind.glue,),
-    "version": (S.DataKind.squad,),
-    "doc_stride": (S.DataKind.squad,),
-    "max_question_length": (S.DataKind.squad,),
-    "xglue_task": (S.DataKind.xglue,),
-    "language": (S.DataKind.xglue,),
-    "languages": (S.DataKind.xglue,),
-}
-_EXAMPLES = {
-    S.DataKind.glue: "a GLUE task, for example data=cola",
-    S.DataKind.squad: "data=squad or squad_v2",
-    S.DataKind.xglue: "an XGLUE task, for example data=xnli",
-}
 _TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
 _IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
 _WITHOUT_TEACHER = (S.LossKind.task, S.LossKind.soft_labels, S.LossKind.obr)
-_SEED_LIMIT = 2**63  # torch takes no larger ones
 
 
 def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, S.Config]:
@@ -73,7 +56,7 @@ def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, 
     problems += unknown_keys(cfg)
     try:
         config = C.to_config(cfg)
-        problems += [*validate(config), *unused_problems(config.quantizer, overrides)]
+        problems += [*validate(config), *idle_problems(config, overrides)]
         problems += [] if labelling else soft_label_problems(config)
     except OmegaConfBaseException as error:
         problems += [f"{key}: no value; set it, for example {key}=..." for key in _missing(cfg)] or [explain(error)]
@@ -91,48 +74,16 @@ def _missing(cfg: DictConfig) -> list[str]:
 
 def validate(config: S.Config) -> list[str]:
     """Return every problem of a typed config, one line each."""
-    checks = (_numbers, _data_and_model, depth_problems, teacher_problems, quantization_problems, _method, _budget)
-    return [problem for check in checks for problem in check(config)]
+    wrong = list(field_problems(config))
+    checks = [_trainer, _data_and_model, depth_problems, teacher_problems, quantization_problems, _method, _budget]
+    if wrong:
+        checks.remove(_budget)  # which counts with the numbers
+    keys = {problem.partition(":")[0] for problem in wrong}
+    others = (problem for check in checks for problem in check(config))
+    return [*wrong, *(problem for problem in others if problem.partition(":")[0] not in keys)]
 
 
-def _numbers(config: S.Config) -> Iterator[str]:
-    positive = {
-        "data.batch_size": config.data.batch_size,
-        "data.eval_batch_size": config.data.eval_batch_size,
-        "data.train_size": config.data.train_size,
-        "data.eval_size": config.data.eval_size,
-        "model.hidden_size": config.model.hidden_size,
-        "model.num_layers": config.model.num_layers,
-        "model.num_heads": config.model.num_heads,
-        "optimizer.lr": config.optimizer.lr,
-        "optimizer.scale_lr": config.optimizer.scale_lr,
-        "teacher.optimizer.lr": config.teacher.optimizer.lr,
-        "trainer.checkpoint_every": config.trainer.checkpoint_every,
-        "trainer.log_every": config.trainer.log_every,
-        "trainer.eval_every": config.trainer.eval_every,
-        "trainer.threads": config.trainer.threads,
-        "trainer.devices": config.trainer.devices,
-        "trainer.num_nodes": config.trainer.num_nodes,
-        "budget.steps": config.budget.steps,
-        "budget.epochs": config.budget.epochs,
-        "teacher.budget.steps": config.teacher.budget.steps,
-        "teacher.budget.epochs": config.teacher.budget.epochs,
-    }
-    for key, value in positive.items():
-        if value is not None and value <= 0:
-            yield f"{key}={value}: must be greater than 0"
-    seeds = {"seed": config.seed, "teacher.seed": config.teacher.seed, "data.split_seed": config.data.split_seed}
-    for key, value in seeds.items():
-        if not 0 <= value < _SEED_LIMIT:
-            yield f"{key}={value}: must be at least 0 and below 2**63"
-    if config.model.dropout is not None and not 0 <= config.model.dropout < 1:
-        yield f"model.dropout={config.model.dropout}: must be at least 0 and below 1"
-    for key, value in {
-        "scheduler.warmup": config.scheduler.warmup,
-        "teacher.scheduler.warmup": config.teacher.scheduler.warmup,
-    }.items():
-        if not 0 <= value < 1:
-            yield f"{key}={value}: a fraction of the stage's steps, at least 0 and below 1"
+def _trainer(config: S.Config) -> Iterator[str]:
     if config.logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
         yield "logger.tensorboard=true needs the package tensorboard: run `pip install tensorboard`"
     processes = config.trainer.devices * config.trainer.num_nodes
@@ -158,9 +109,6 @@ def _data(data: S.DataConfig) -> Iterator[str]:
         yield from image_problems(data)
     elif data.image != S.ImageConfig():
         yield f"data.image: has no effect on data={data.name}; choose image files, for example data=imagenet"
-    for key, kinds in _DATA_SETTINGS.items():
-        if data.kind not in kinds and getattr(data, key) is not None:
-            yield f"data.{key}: has no effect on data={data.name}; choose {_EXAMPLES[kinds[0]]}"
 
 
 def _model(data: S.DataConfig, model: S.ModelConfig) -> Iterator[str]:
@@ -214,8 +162,6 @@ def _method(config: S.Config) -> Iterator[str]:
         if not losses:
             yield f"{where}: no losses; give one a weight, for example method.losses.logits.weight=1"
         for key, loss in losses.items():
-            if not 0 <= loss.start < 1:
-                yield f"{where}, loss {key}: start={loss.start}: a fraction of the stage, at least 0 and below 1"
             yield from _ramp(f"{where}, loss {key}", "weight_end", loss.ramp, loss.weight_end)
             if not stage.teacher and loss.kind not in _WITHOUT_TEACHER:
                 yield f"{where}, loss {key}: kind {loss.kind.name} needs a teacher; set {where}.teacher=true"
@@ -246,8 +192,6 @@ def _layers(config: S.Config) -> Iterator[str]:
         if stage.supervisor not in earlier:
             yield f"method.stages.{name}.supervisor={stage.supervisor}: allowed are {', '.join(earlier)}"
         earlier.append(name)
-    if not 0 < config.method.width <= 1:
-        yield f"method.width={config.method.width}: must be above 0 and at most 1"
     for name in config.quantizer.by_stage:
         if name not in config.method.stages:
             stages = ", ".join(config.method.stages)
@@ -262,7 +206,7 @@ def _layer_numbers(config: S.Config, depth: int) -> Iterator[str]:
     if layer_map is not None and len(layer_map) != depth and fresh:
         yield f"method.layer_map={layer_map}: stage {fresh[0]} has a fresh student of {depth} layers; name as many"
     target = config.method.embedding_target
-    if target is not None and not 0 <= target < depth:
+    if target is not None and target >= depth:
         yield f"method.embedding_target={target}: must be a teacher layer, 0 to {depth - 1}"
 
 
@@ -274,14 +218,12 @@ def _intervention(where: str, stage: S.StageConfig, depth: int | None) -> Iterat
     if not intervention.phases:
         yield f"{where}.phases: empty; give at least one phase, for example {{sites: [probs]}}"
     for index, phase in enumerate(intervention.phases):
-        if phase.share < 1:
-            yield f"{where}.phases.{index}.share={phase.share}: must be 1 or greater"
         if not phase.sites:
             allowed = ", ".join(site.name for site in S.Site)
             yield f"{where}.phases.{index}.sites: empty; allowed: {allowed}"
         yield from _mixes(f"{where}.phases.{index}", phase)
     for layer in intervention.layers or ():
-        if depth is not None and not 0 <= layer < depth:
+        if depth is not None and layer >= depth:
             yield f"{where}.layers: {layer} is no layer of this model; allowed: 0 to {depth - 1}"
 
 
@@ -292,10 +234,6 @@ def _mixes(where: str, phase: S.PhaseConfig) -> Iterator[str]:
             yield f"{where}.site_mix.{site.name}: not among the phase's sites; allowed: {allowed}"
     own = {f"{where}.site_mix.{site.name}": mixing for site, mixing in phase.site_mix.items()}
     for key, mixing in {where: phase, **own}.items():
-        values = {"mix": mixing.mix, "mix_end": mixing.mix_end}
-        for name, value in values.items():
-            if value is not None and not 0 <= value <= 1:
-                yield f"{key}.{name}={value}: must be from 0 to 1"
         yield from _ramp(key, "mix_end", mixing.ramp, mixing.mix_end)
         if mixing.mix == 0 and not mixing.mix_end and not (mixing is phase and phase.site_mix):
             yield f"{key}.mix=0: nothing would be replaced; set a mix, or a mix_end"
@@ -317,7 +255,7 @@ def _budget(config: S.Config) -> Iterator[str]:
     if rows is None:
         return
     try:
-        stage_steps(config.method.stages, config.budget, epoch_steps(rows, max(config.data.batch_size, 1)))
+        stage_steps(config.method.stages, config.budget, epoch_steps(rows, config.data.batch_size))
     except ValueError as error:
         yield str(error)
 

@@ -1,0 +1,186 @@
+"""What a setting may be, written where it is declared: the range of a number, the form of a name, a path, its readers.
+
+`field_problems` reads it off a typed config, and nothing else lists these facts (imports no torch).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+LIMIT = 2**63  # torch takes no larger integers
+_LONGEST = 200  # characters of a name; file systems allow 255 bytes of each folder's
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
+_ENDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "above": ("greater than", operator.gt),
+    "at_least": ("at least", operator.ge),
+    "below": ("below", operator.lt),
+    "at_most": ("at most", operator.le),
+}
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may be, all of them finite, and what else to know of them."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    note: str = ""
+
+    def __str__(self) -> str:
+        given = [(text, end) for key, (text, _) in _ENDS.items() if (end := getattr(self, key)) is not None]
+        words = " and ".join(f"{text} {'2**63' if end == LIMIT else f'{end:g}'}" for text, end in given)
+        if self.at_least is not None and self.at_most is not None:
+            words = f"from {self.at_least:g} to {self.at_most:g}"
+        return f"{words or 'a number'}{self.note and '; '}{self.note}"
+
+    def problem(self, value: float) -> str | None:
+        """Return what the number must be, None if it is."""
+        ends = [(getattr(self, key), holds) for key, (_, holds) in _ENDS.items()]
+        if not all(end is None or holds(value, end) for end, holds in ends):
+            return f"must be {self}"
+        if isinstance(value, int):
+            return None if abs(value) < LIMIT else "must be below 2**63"
+        return None if math.isfinite(value) else f"must be {self}, and finite"
+
+
+@dataclass(frozen=True)
+class Name:
+    """A word that becomes part of a path: it must stay below the folder that it names."""
+
+    slashes: bool = True
+
+    def problem(self, value: str) -> str | None:
+        """Return what the name must be, None if it is."""
+        parts = value.split("/")
+        fits = _NAME.fullmatch(value) and not {".", ".."} & {*parts} and len(value) <= _LONGEST
+        if fits and (self.slashes or len(parts) == 1):
+            return None
+        inside = "; a / only between two names" if self.slashes else ""
+        return f"is part of a path: must be 1 to {_LONGEST} letters, digits, '.', '_' or '-', not '.' or '..'{inside}"
+
+
+@dataclass(frozen=True)
+class Of:
+    """The settings under which a setting counts: `key` of the same group is one of `values`."""
+
+    key: str
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return ", ".join(map(word, self.values))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a config: its dotted key, how its group declares it, and that group."""
+
+    key: str
+    value: Any
+    declared: dataclasses.Field[Any]
+    group: Any
+
+    def problems(self) -> Iterator[str]:
+        """Yield what the declaration does not allow of the value, or of each one in a list or mapping."""
+        items = self.value if isinstance(self.value, list) else [self.value]
+        names = list(self.value) if isinstance(self.value, dict) else []
+        for fact, values in (("allowed", items), ("keys", names)):
+            allowed: Range | Name | None = self.declared.metadata.get(fact)
+            for value in values:
+                if allowed is not None and value is not None and (problem := allowed.problem(value)) is not None:
+                    yield f"{self._shown}: {problem}"
+
+    @property
+    def default(self) -> Any:
+        """What the declaration gives."""
+        factory = self.declared.default_factory
+        return self.declared.default if factory is dataclasses.MISSING else factory()
+
+    @property
+    def given(self) -> bool:
+        """Whether a config sets the value for certain: it would be null."""
+        return self.declared.default is None and self.value is not None
+
+    @property
+    def idle(self) -> str | None:
+        """Why nothing reads the value; None if something does, as far as its own group says."""
+        of: Of | None = self.declared.metadata.get("of")
+        if of is None or (now := getattr(self.group, of.key)) in of.values:
+            return None
+        parent = self.key.rpartition(".")[0]
+        what = self.key if dataclasses.is_dataclass(self.value) else self._shown
+        return f"{what}: has no effect under {parent}.{of.key}={word(now)}, only under {of}"
+
+    @property
+    def _shown(self) -> str:
+        text = f"{self.key}={word(self.value)}"
+        return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def number(
+    default: Any = None,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    note: str = "",
+    of: Of | None = None,
+) -> Any:
+    """Declare a number and its range; that of a list of numbers holds for each of them."""
+    return setting(default, allowed=Range(above, at_least, below, at_most, note), of=of)
+
+
+def path_name(default: Any) -> Any:
+    """Declare a name that becomes part of a path."""
+    return setting(default, allowed=Name())
+
+
+def setting(default: Any = None, **facts: Any) -> Any:
+    """Declare a setting and facts of it: `allowed` of its value, `keys` of a mapping's keys, `of`, `path`, `refers`."""
+    facts = {key: fact for key, fact in facts.items() if fact is not None}
+    if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=facts)
+    return dataclasses.field(default=default, metadata=facts)
+
+
+def settings_of(group: Any, prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting of a typed config: those of its groups too, and of groups in lists and mappings.
+
+    A group that `refers` to another one is left out: its settings are those of the other.
+    """
+    for declared in dataclasses.fields(group):
+        key, value = f"{prefix}{declared.name}", getattr(group, declared.name)
+        yield Setting(key, value, declared, group)
+        inside = {} if declared.metadata.get("refers") else {key: value}
+        if isinstance(value, list):
+            inside = {f"{key}.{index}": item for index, item in enumerate(value)}
+        elif isinstance(value, dict):
+            inside = {f"{key}.{word(name)}": item for name, item in value.items()}
+        for where, item in inside.items():
+            if dataclasses.is_dataclass(item):
+                yield from settings_of(item, f"{where}.")
+
+
+def field_problems(config: Any, prefix: str = "") -> Iterator[str]:
+    """Yield values that their declarations do not allow, and those that are given although nothing reads them."""
+    for found in settings_of(config, prefix):
+        yield from found.problems()
+        if found.given and found.idle is not None:
+            yield found.idle
+
+
+def word(value: Any) -> str:
+    """Return a value as a user writes it."""
+    if isinstance(value, dict):
+        return ", ".join(map(word, value))
+    return value.name if isinstance(value, Enum) else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,76 @@
+"""Overrides that the rest of a config makes idle: a run would count as another one and compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from lowbit.config import schema as S
+from lowbit.config.fields import settings_of
+from lowbit.config.kinds import FACTS
+from lowbit.config.quantization import rule_lists
+from lowbit.config.teacher import needs_teacher
+
+# The groups that only a quantized stage reads, and whether they ask for anything.
+_QUANTIZATION: dict[str, Callable[[S.Config], bool]] = {
+    "quantizer": lambda config: config.quantizer.name != "none",
+    "estimator": lambda config: config.estimator != S.EstimatorsConfig(),
+    "correction": lambda config: config.correction.kind is not S.CorrectionKind.none,
+    "oscillation": lambda config: config.oscillation.track or config.oscillation.freeze,
+}
+
+
+def idle_problems(config: S.Config, overrides: list[str]) -> Iterator[str]:
+    """Yield what an override sets although nothing reads it."""
+    given = _given(overrides)
+    for found in settings_of(config):
+        explicit = any(f"{key}.".startswith(f"{found.key}.") for key in given)
+        if explicit and not found.given and found.value not in (None, found.default) and found.idle is not None:
+            yield found.idle
+    for key, text in given.items():
+        for reason in _reasons(config, key):
+            yield f"{text}: has no effect, since {reason}"
+
+
+def idle_notes(config: S.Config, overrides: list[str]) -> Iterator[str]:
+    """Yield overrides that this method leaves idle; crossed with other methods in a sweep they make sense."""
+    stages = config.method.stages.values()
+    untrained = all(stage.steps == 0 for stage in stages)
+    method = f"method={config.method.name}"
+    for key, text in _given(overrides).items():
+        group = key.partition(".")[0]
+        if group == "teacher" and not needs_teacher(config):
+            yield f"{text}: has no effect, since {method} needs no teacher"
+        elif group in ("optimizer", "scheduler") and untrained:
+            yield f"{text}: has no effect, since {method} trains nothing"
+        elif group == "budget" and all(stage.steps is not None or stage.epochs is not None for stage in stages):
+            yield f"{text}: has no effect, since every stage of {method} has a number of steps of its own"
+
+
+def _given(overrides: list[str]) -> dict[str, str]:
+    """Return the overrides by their keys: `+` adds one, `~` deletes it, `@` says where a group's choice goes."""
+    pairs = [(text.lstrip("+").partition("=")[0], text) for text in overrides if not text.startswith("~")]
+    return {key.rpartition("@")[2]: text for key, text in pairs}
+
+
+def _reasons(config: S.Config, key: str) -> Iterator[str]:
+    method, quantizer = config.method, config.quantizer
+    stages = method.stages.values()
+    group, _, rest = key.partition(".")
+    if group in _QUANTIZATION and _QUANTIZATION[group](config) and not any(stage.quantize for stage in stages):
+        yield f"no stage of method={method.name} quantizes; leave it out, or choose another method (`lowbit ls method`)"
+    elif group == "quantizer" and (name := rest.partition(".")[0]) in ("weight", "embedding", "activation", "operand"):
+        spec = getattr(quantizer, name)
+        used = any(spec in (rule.weight, rule.input, rule.bmm) for _, rule in rule_lists(quantizer))
+        if spec.kind in FACTS and not used:
+            yield (
+                f"no rule of quantizer={quantizer.name} uses it; choose another scheme (`lowbit ls quantizer`), or add "
+                "a rule in a conf/quantizer/*.yaml of your own"
+            )
+    elif group == "oscillation" and rest and not (config.oscillation.track or config.oscillation.freeze):
+        yield "codes are not watched; choose oscillation=track or freeze"
+    if key.startswith("method.losses") and all(stage.losses for stage in stages):
+        yield f"every stage of method={method.name} has losses of its own; set method.stages.STAGE.losses"
+    if key == "method.width" and not any(stage.student is S.StudentInit.narrow for stage in stages):
+        yield f"no stage of method={method.name} has a narrow student"
+    if key == "data.num_crops" and config.data.soft_labels is None:
+        yield "data.soft_labels=null: whole images are trained on"
