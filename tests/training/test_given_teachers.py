@@ -31,7 +31,7 @@ def mrpc(tiny_bert: Path, glue: Path, shared: Path) -> Overrides:
     steps = [f"{budget}={{steps: 2, epochs: null}}" for budget in ("budget", "teacher.budget")]
     quiet = ["logger=none", "trainer.progress=false", "trainer.threads=1", f"paths.outputs={shared}"]
     model = ["model=hf", f"model.path={tiny_bert}", "data=mrpc", f"data.dir={glue}", "data.batch_size=4"]
-    return lambda *more: [*model, *steps, *quiet, "method=kd_qat", "quantizer=w2a8", *more]
+    return lambda *more: [*model, *steps, *quiet, "method=kd_qat", *more]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import operator
@@ -117,8 +116,7 @@ class Setting:
         if of is None or (now := getattr(self.group, of.key)) in of.values:
             return None
         parent = self.key.rpartition(".")[0]
-        what = self.key if dataclasses.is_dataclass(self.value) else self._shown
-        return f"{what}: has no effect under {parent}.{of.key}={word(now)}, only under {of}"
+        return f"{self._shown}: has no effect under {parent}.{of.key}={word(now)}, only under {of}"
 
     @property
     def _shown(self) -> str:
@@ -148,8 +146,8 @@ def path_name(default: Any) -> Any:
 def setting(default: Any = None, **facts: Any) -> Any:
     """Declare a setting and facts of it: `allowed` of its value, `keys` of a mapping's keys, `of`, `path`, `refers`."""
     facts = {key: fact for key, fact in facts.items() if fact is not None}
-    if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=facts)
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=default.copy, metadata=facts)
     return dataclasses.field(default=default, metadata=facts)
 
 

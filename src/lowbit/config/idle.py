@@ -17,14 +17,19 @@ _QUANTIZATION: dict[str, Callable[[S.Config], bool]] = {
     "correction": lambda config: config.correction.kind is not S.CorrectionKind.none,
     "oscillation": lambda config: config.oscillation.track or config.oscillation.freeze,
 }
+_TRAINING = ("teacher.seed", "teacher.budget", "teacher.optimizer", "teacher.scheduler")
 
 
 def idle_problems(config: S.Config, overrides: list[str]) -> Iterator[str]:
     """Yield what an override sets although nothing reads it."""
     given = _given(overrides)
     for found in settings_of(config):
-        explicit = any(f"{key}.".startswith(f"{found.key}.") for key in given)
-        if explicit and not found.given and found.value not in (None, found.default) and found.idle is not None:
+        if (
+            found.key in given
+            and not found.given
+            and found.value not in (None, found.default)
+            and found.idle is not None
+        ):
             yield found.idle
     for key, text in given.items():
         for reason in _reasons(config, key):
@@ -40,6 +45,8 @@ def idle_notes(config: S.Config, overrides: list[str]) -> Iterator[str]:
         group = key.partition(".")[0]
         if group == "teacher" and not needs_teacher(config):
             yield f"{text}: has no effect, since {method} needs no teacher"
+        elif key.startswith(_TRAINING) and config.teacher.source is not S.TeacherSource.finetune:
+            yield f"{text}: has no effect, since teacher.source={config.teacher.source.name} trains no teacher"
         elif group in ("optimizer", "scheduler") and untrained:
             yield f"{text}: has no effect, since {method} trains nothing"
         elif group == "budget" and all(stage.steps is not None or stage.epochs is not None for stage in stages):

@@ -129,7 +129,6 @@ _OWN_SPLIT = Of("kind", (DataKind.digits, DataKind.agreement))
 _SIZED = Of("kind", (ModelKind.bert, ModelKind.vit, ModelKind.timm_vit))
 _HF = Of("kind", (ModelKind.hf,))
 _TIMM = Of("kind", (ModelKind.timm,))
-_TRAINED = Of("source", (TeacherSource.finetune,))
 _NO_CLIPPING = "null switches clipping off"
 _OF_STEPS = "a share of the stage's steps"
 
@@ -276,10 +275,10 @@ class TeacherConfig:
     revision: str | None = None
     model: ModelConfig | None = None
     min_score: float | None = number(at_least=-1, at_most=1, note="scores are shares: 0.96, not 96")
-    seed: int = number(1, at_least=0, below=LIMIT, of=_TRAINED)
-    budget: BudgetConfig = setting(BudgetConfig(), of=_TRAINED)
-    optimizer: OptimizerConfig = setting(OptimizerConfig(), of=_TRAINED)
-    scheduler: SchedulerConfig = setting(SchedulerConfig(), of=_TRAINED)
+    seed: int = number(1, at_least=0, below=LIMIT)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
 
 @dataclass
