@@ -72,7 +72,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (
         PLAIN,
         {"teacher.source": "path", "teacher.path": "/nowhere"},
-        ["teacher.path=/nowhere", "no model.safetensors"],
+        ["teacher.path=/nowhere: no such folder"],
     ),
     (PLAIN, {"quantizer.activation.bits": 1}, ["quantizer.activation.bits=1", "2 to 16 bits", "twn"]),
     (PLAIN, {"quantizer.activation.bits": 17}, ["quantizer.activation.bits=17", "2 to 16 bits"]),

@@ -1,17 +1,25 @@
 """Teachers that plain transformers loads, and teachers that come from it: of the hub, of folders, of other sizes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import TINY_TI
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+)
 
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
+from lowbit.modeling.build import build_model
 from lowbit.results import read_run
 from lowbit.training.run import train
 from lowbit.training.setup import make_datamodule
@@ -88,8 +96,8 @@ def test_a_hub_model_without_a_trained_head_is_no_teacher(tiny_bert: Path, mrpc:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("mnli", r"(3 labels of data=mnli|has 2 labels, data=mnli has 3)"),
-        ("qnli", r"not_equivalent, equivalent, data=qnli has entailment, not_entailment, in this order"),
+        ("mnli", r"is \(2,.*\) in the checkpoint, but \(3,.*\) for the 3 labels of data=mnli"),
+        ("qnli", r"not_equivalent, equivalent, but data=qnli has entailment, not_entailment"),
     ],
 )
 def test_a_teacher_of_other_labels_is_refused_with_both(
@@ -109,20 +117,44 @@ def test_weights_of_other_labels_stop_a_run_before_it_writes_anything(
     assert not any((tmp_path / folder).exists() for folder in ("runs", "teachers"))
 
 
-@pytest.mark.parametrize(("theirs", "refused"), [(["equivalent", "not equivalent"], True), (["LABEL_0", "1"], False)])
-def test_the_order_of_labels_counts_and_numbers_are_no_names(
-    theirs: list[str], refused: bool, teacher_folder: Path, mrpc: Overrides, tmp_path: Path
+@pytest.mark.parametrize("theirs", [["equivalent", "not equivalent"], ["LABEL_0", "1"]])
+def test_a_teacher_with_labels_in_another_order_scores_and_teaches_by_name(
+    theirs: list[str], teacher_folder: Path, mrpc: Overrides, tmp_path: Path
 ):
+    """Numbers are no names: such a head is taken to be in order."""
     model = AutoModelForSequenceClassification.from_pretrained(teacher_folder)
     model.config.id2label = dict(enumerate(theirs))
+    if theirs[0] == "equivalent":
+        with torch.no_grad():
+            for tensor in (model.classifier.weight, model.classifier.bias):
+                tensor.copy_(tensor.flip(0))
     model.save_pretrained(tmp_path)
     cfg, config = load(mrpc("teacher=path", f"teacher.path={tmp_path}", f"paths.outputs={tmp_path}"))
     data = make_datamodule(config, 1)
-    if refused:
-        with pytest.raises(ConfigError, match="labels equivalent, not equivalent, data=mrpc has not_equivalent, equiv"):
-            obtain_teacher(config, identity.teacher_id(cfg), data)
-    else:
-        assert obtain_teacher(config, identity.teacher_id(cfg), data).facts["id"] == identity.teacher_id(cfg)
+    teacher = obtain_teacher(config, identity.teacher_id(cfg), data)
+    kept = obtain_teacher(*_finetuned(mrpc))
+    assert teacher.facts["metrics"] == kept.facts["metrics"]
+    assert torch.equal(teacher.model.classifier.weight, kept.model.classifier.weight)
+    assert teacher.model.config.id2label == {0: "not_equivalent", 1: "equivalent"}
+
+
+def test_a_student_that_starts_from_other_labels_keeps_no_old_name(teacher_folder: Path, mrpc: Overrides):
+    """STS-B has no labels: a head of MRPC would be none there; its names are not carried on."""
+    config = load(mrpc("method=finetune"))[1]
+    info = replace(make_datamodule(config, 1).info, labels=())
+    model = build_model(replace(config.model, path=str(teacher_folder)), info, 1)
+    assert model.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+
+
+@pytest.mark.parametrize("source", ["hub", "path"])
+def test_a_given_teacher_of_another_depth_is_no_teacher_of_this_model(
+    source: str, tiny_bert: Path, mrpc: Overrides, tmp_path: Path
+):
+    described = BertConfig.from_pretrained(tiny_bert, num_hidden_layers=1, num_labels=2)
+    BertForSequenceClassification(described).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"teacher.path=.* has 1 layers of 2 heads .*, model=hf has 2 layers"):
+        train(*load(mrpc(f"teacher={source}", f"teacher.path={tmp_path}")))
 
 
 def test_a_student_may_be_smaller_than_its_teacher_under_logits(shared: Path):

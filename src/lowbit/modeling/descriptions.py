@@ -8,70 +8,116 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from lowbit.config.model_files import MODEL_CONFIG
 from lowbit.data import DataInfo
+from lowbit.files import write_text
+from lowbit.modeling.families import family_of
 
-CONFIG_FILE = "config.json"
 # `LABEL_0` of transformers, `0`: no name. Such labels are taken to be in the data set's order.
 _NAMELESS = re.compile(r"(label[ _]?)?\d+")
 _WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders; heads trained on them call the same classes by words
+_SHOWN = 20  # labels in a message
+_SPELLINGS = 0.5  # share of such words that must agree: WordNet's are not spelled alike everywhere
 
 
-def check_labels(source: str, theirs: Mapping[int, str] | None, info: DataInfo) -> None:
-    """Compare the names of a checkpoint's labels, in their order, with those of the data set.
+def label_order(source: str, theirs: Mapping[int, str] | None, info: DataInfo) -> list[int] | None:
+    """Return which output of a checkpoint's head is each label of the data set; None: they are in one order.
+
+    They are also where only one of the two has names.
 
     Raises:
-        ValueError: with both, if they differ; names that only one of them has are not compared.
+        ValueError: with names on both sides, if they are not the same ones.
     """
     names = [theirs[index] for index in sorted(theirs)] if theirs else []
-    if len(names) != info.num_labels or len(info.labels) != info.num_labels:
-        return
-    if any(map(_is_nameless, (*names, *info.labels))) or [*map(_plain, names)] == [*map(_plain, info.labels)]:
-        return
-    if all(map(_WORDNET.fullmatch, info.labels)) and not any(map(_WORDNET.fullmatch, names)):
-        return
+    if not (len(names) == len(info.labels) == info.num_labels):
+        return None
+    found, wanted = [*map(_plain, names)], [*map(_plain, info.labels)]
+    if found == wanted:
+        return None
+    if sorted(found) == sorted(wanted) and len(set(found)) == len(found):
+        return [found.index(name) for name in wanted]
+    if any(all(map(_is_nameless, side)) for side in (names, info.labels)):
+        return None
+    if _in_words(info.labels, names) or _in_words(names, info.labels):
+        return None
     raise ValueError(
-        f"{source}: its head has the labels {_listed(names)}, data={info.name} has {_listed(info.labels)}, in this "
-        "order; give a checkpoint of this task, or one without a head"
+        f"{source}: its head has the labels {_listed(names)}, but data={info.name} has {_listed(info.labels)}. Give a "
+        "checkpoint of these labels or one without a head, or correct id2label in its config.json"
     )
+
+
+def reorder_head(model: nn.Module, order: Sequence[int]) -> None:
+    """Put the outputs of a model's head into another order, in place."""
+    for name in family_of(model).role_names(model)["classifier"]:
+        head: Any = model.get_submodule(name)
+        with torch.no_grad():
+            for tensor in (head.weight, head.bias):
+                if tensor is not None:
+                    tensor.copy_(tensor[list(order)].clone())
 
 
 def name_labels(model: nn.Module, info: DataInfo) -> None:
     """Write the names of the labels into a Hugging Face model's config, from where `save_pretrained` takes them."""
     config: Any = getattr(model, "config", None)
-    if config is not None and len(info.labels) == info.num_labels:
-        config.id2label = dict(enumerate(info.labels))
+    if config is not None:
+        named = len(info.labels) == info.num_labels
+        names = info.labels if named else [f"LABEL_{index}" for index in range(info.num_labels)]
+        config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in config.id2label.items()}
 
 
-def save_description(model: nn.Module, folder: Path) -> None:
-    """Write config.json, so that `from_pretrained` of plain transformers loads the folder; others need none."""
+def save_description(model: nn.Module, info: DataInfo, folder: Path) -> None:
+    """Write config.json: for plain transformers' `from_pretrained`; of other models the labels, as timm names them."""
     config: Any = getattr(model, "config", None)
     if config is not None:
         config.architectures = [type(model).__name__]
         config.save_pretrained(folder)
+    elif info.labels:
+        facts = {"num_classes": info.num_labels, "label_names": list(info.labels)}
+        write_text(folder / MODEL_CONFIG, json.dumps(facts, indent=2, ensure_ascii=False))
 
 
-def check_described(folder: Path, info: DataInfo) -> None:
-    """Compare the labels in the config.json of a folder, if it has one, with the data set's.
+def described_labels(folder: Path) -> Mapping[int, str] | None:
+    """Return the labels in the config.json that timm or lowbit wrote beside weights of timm; None without names."""
+    file = folder / MODEL_CONFIG
+    return timm_labels(json.loads(file.read_bytes())) if file.is_file() else None
 
-    Raises:
-        ValueError: they are other ones, or the file is no JSON.
+
+def timm_labels(facts: Mapping[str, Any], *, guess: bool = False) -> Mapping[int, str] | None:
+    """Return the labels in the facts that timm keeps of a model; None where it has no names.
+
+    `guess` takes a model of as many classes as ImageNet has for one of ImageNet, as timm does.
     """
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        return
-    try:
-        labels = json.loads(file.read_text(encoding="utf-8")).get("id2label")
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error})") from error
-    if labels and len(labels) != info.num_labels:
-        raise ValueError(
-            f"teacher.path={folder}: its head has {len(labels)} labels, data={info.name} has {info.num_labels}; give a "
-            "teacher of this task"
-        )
-    check_labels(f"teacher.path={folder}", labels and {int(key): name for key, name in labels.items()}, info)
+    names = facts.get("label_names") or facts.get("pretrained_cfg", {}).get("label_names")
+    if not names and guess:
+        from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+        subset = infer_imagenet_subset(dict(facts))
+        names = subset and ImageNetInfo(subset).label_names()  # type: ignore[no-untyped-call]
+    if not names:
+        return None
+    return {int(key): name for key, name in names.items()} if isinstance(names, dict) else dict(enumerate(names))
+
+
+def _in_words(labels: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether names are the words of labels that are ids of WordNet, in one order but for their spelling."""
+    if not all(map(_WORDNET.fullmatch, labels)):
+        return False
+    from timm.data.imagenet_info import ImageNetInfo
+
+    known = ImageNetInfo("imagenet-1k")
+    every: list[str] = known.label_names()  # type: ignore[no-untyped-call]
+    described = {label: known.label_name_to_description(label) for label in every}
+    pairs = zip(labels, names, strict=True)
+    alike = [not _synonyms(described.get(label, "")).isdisjoint(_synonyms(name)) for label, name in pairs]
+    return sum(alike) > _SPELLINGS * len(alike)
+
+
+def _synonyms(words: str) -> set[str]:
+    return {_plain(word) for word in words.split(",")}
 
 
 def _is_nameless(name: str) -> bool:
@@ -83,4 +129,5 @@ def _plain(name: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
+    shown = ", ".join(map(str, names[:_SHOWN]))
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"

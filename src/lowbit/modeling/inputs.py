@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lowbit.config.schema import ModelConfig, ModelKind
 from lowbit.data import ImageInput
-from lowbit.modeling.build import out_of_reach, source_of
+from lowbit.modeling.build import NO_CODE, out_of_reach, source_of, timm_plan
+
+PREPROCESSOR = "preprocessor_config.json"
 
 _MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # of PIL
 _SETTINGS = (
@@ -56,16 +58,9 @@ def image_input(config: ModelConfig) -> ImageInput | None:
 
 
 def _timm_input(config: ModelConfig) -> ImageInput:
-    import timm
     from timm.data.config import resolve_data_config
 
-    assert config.timm_name is not None
-    try:
-        with torch.device("meta"):
-            model = timm.create_model(config.timm_name, pretrained=False)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"model.timm_name={config.timm_name}: {error}; see timm.list_models('*vit*')") from error
-    facts: dict[str, Any] = resolve_data_config(model=model)  # type: ignore[no-untyped-call]
+    facts: dict[str, Any] = resolve_data_config(model=timm_plan(config))  # type: ignore[no-untyped-call]
     _, height, width = facts["input_size"]
     if height != width:
         raise ValueError(f"model.timm_name={config.timm_name}: takes {height}x{width} pixels; choose one of squares")
@@ -86,16 +81,16 @@ def _hf_input(config: ModelConfig) -> ImageInput:
     source = source_of(config)
     try:
         processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            source, revision=config.revision or "main", trust_remote_code=False
+            source, revision=config.revision or "main", **NO_CODE
         )
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(out_of_reach(config, "its image processor (preprocessor_config.json)", error)) from error
+        raise out_of_reach(config, f"its image processor ({PREPROCESSOR})", error) from error
     try:
         return _described(processor)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         settings = ", ".join(f"{name}={_shown(getattr(processor, name, None))}" for name in _SETTINGS)
         raise ValueError(
-            f"model.path={source}: its preprocessor_config.json cannot be followed ({error}). "
+            f"model.path={source}: its {PREPROCESSOR} cannot be followed ({error}). "
             f"A {type(processor).__name__} with {settings} must make squares of one size, scaled and normalised; "
             "change that file to do so"
         ) from error

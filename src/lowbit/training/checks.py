@@ -1,7 +1,7 @@
 """What `lowbit check` looks at beyond the settings: one check per subject, for what `lowbit train` would refuse.
 
-A check is a function in its subject's own room, and a line in `CHECKS`. It may read rows, tokenizers and the
-config.json of models; it loads no weights, trains nothing and writes no runs.
+A check is a function in its subject's own room, and a line in `CHECKS`. It may read rows, tokenizers and the weights
+with which a run begins; it trains nothing and writes no runs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from lowbit.data.hub import OutOfReachError
 from lowbit.data.image_sets import unusable_images
 from lowbit.data.text_rows import row_problems
 from lowbit.training.preview import preview
+from lowbit.training.setup import device_problems, model_problems
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,14 @@ class Check:
     problems: Callable[[Config], Iterable[str]]
 
 
+def _read_by_models(config: Config) -> object:
+    students = [stage.student for stage in config.method.stages.values()]
+    return config.data, config.model, config.teacher, students, config.trainer.precision
+
+
 CHECKS = (
+    Check("the device", lambda config: config.trainer, lambda config: device_problems(config.trainer)),
+    Check("the models", _read_by_models, model_problems),
     Check("the rows of the data", lambda config: config.data, lambda config: row_problems(config.data)),
     Check("the images of the data", lambda config: config.data, lambda config: unusable_images(config.data)),
 )

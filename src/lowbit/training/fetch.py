@@ -9,7 +9,7 @@ from lowbit.config.schema import Config, ModelConfig, ModelKind, TeacherSource
 from lowbit.config.teacher import teacher_model
 from lowbit.data.fetch import fetch_data
 from lowbit.data.hub import quiet_hub
-from lowbit.modeling.build import out_of_reach, source_of
+from lowbit.modeling.build import NO_CODE, out_of_reach, source_of
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -48,11 +48,11 @@ def _model(config: ModelConfig) -> str:
     revision = config.revision or "main"
     try:
         with quiet_hub():
-            loaded = AutoModel.from_pretrained(source, revision=revision)
+            loaded = AutoModel.from_pretrained(source, revision=revision, **NO_CODE)
             preparation = AutoProcessor if loaded.main_input_name == "pixel_values" else AutoTokenizer
-            preparation.from_pretrained(source, revision=revision)
+            preparation.from_pretrained(source, revision=revision, **NO_CODE)
     except (OSError, ValueError) as error:
-        raise ValueError(out_of_reach(config, "it", error)) from error
+        raise out_of_reach(config, "it", error) from error
     return f"model={config.name}: {source} at revision {revision} is cached"
 
 
@@ -66,5 +66,5 @@ def _timm(config: ModelConfig) -> str:
         with quiet_hub():
             timm.create_model(config.timm_name, pretrained=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(out_of_reach(config, "its weights", error)) from error
+        raise out_of_reach(config, "its weights", error) from error
     return f"model={config.name}: the weights of {config.timm_name} are cached"

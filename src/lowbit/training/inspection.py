@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,18 @@ def _config_of(run: Mapping[str, Any], outputs: Path) -> Config:
 
 def _teacher(config: Config, run: Mapping[str, Any], data: StepDataModule) -> tuple[Teacher, str]:
     """Return the teacher, and why its weights are not those of the run's: then it has the right shapes only."""
-    model, note = make_teacher_model(config, data.info), ""
-    folder = Path(config.paths.outputs) / "teachers" / run["teacher"]["id"]
-    if config.teacher.source is TeacherSource.path:
-        folder = Path(config.teacher.path or "").expanduser()
-    if config.teacher.source is not TeacherSource.hub:
-        if (folder / WEIGHTS).is_file():
-            if config.teacher.source is TeacherSource.finetune:
-                whole_stage(folder)
-            load_weights(model, folder / WEIGHTS)
+    note, given = "", config.teacher
+    if given.source is TeacherSource.path and not Path(given.path or "").expanduser().is_dir():
+        note = f"{given.path} is not here"
+        config = replace(config, teacher=replace(given, source=TeacherSource.finetune, path=None))
+    model = make_teacher_model(config, data.info)
+    weights = Path(config.paths.outputs) / "teachers" / run["teacher"]["id"] / WEIGHTS
+    if given.source is TeacherSource.finetune:
+        if weights.is_file():
+            whole_stage(weights.parent)
+            load_weights(model, weights)
         else:
-            note = f"{folder / WEIGHTS} is not here"
+            note = f"{weights} is not here"
     return Teacher(model.eval(), dict(run["teacher"])), note
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from lowbit.config.budget import epoch_steps
-from lowbit.config.schema import Config, ModelKind
+from lowbit.config.schema import Config
 from lowbit.data import data_info
 from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
@@ -37,9 +37,6 @@ def preview(config: Config) -> Iterator[str]:
         terms = ", ".join(stage.losses)
         optimizer = f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}"
         yield f"stage {stage.name}: {stage.steps} steps, losses {terms}, {optimizer}"
-    if config.model.kind is ModelKind.hf:
-        yield "model: pre-trained weights; its rules are checked when it is loaded"
-        return
     with torch.device("meta"):
         instrument = prepare(build_model(config.model, info, config.seed), recipe.stages[-1].rules)
     yield from instrument.resolved.report

@@ -43,7 +43,7 @@ from lowbit.training.ranks import Ranks, is_leader, led
 from lowbit.training.setup import (
     check_data,
     check_soft_labels,
-    check_weights,
+    check_start,
     config_errors,
     make_datamodule,
     make_instrument,
@@ -96,11 +96,11 @@ def train(cfg: DictConfig, config: Config) -> float | None:
     print(f"run {config.name}/{job.run_id} seed {config.seed}", flush=True)
     finished = read_run(job.folder)
     if finished is None:
+        check_start(config)
         labels = check_soft_labels(config, checksums=True)  # the one time that all of a store is read
         if labels is not None:
             print(f"  {labels}", flush=True)
         check_data(config)
-        check_weights(config)
         finished = _finish(job, ranks)
         if finished is None:
             return None

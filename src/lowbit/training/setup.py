@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,17 +25,21 @@ from lowbit.config.schema import (
     StudentInit,
     TeacherSource,
     TokenizerKind,
+    TrainerConfig,
 )
 from lowbit.config.teacher import needs_teacher, teacher_model
-from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric
+from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric, data_info
+from lowbit.data.hub import OutOfReachError
 from lowbit.data.label_manifest import described
 from lowbit.data.stored_crops import fitting_manifest
 from lowbit.data.tokens import tokenizer_state
 from lowbit.modeling import Instrument, Rule, prepare
-from lowbit.modeling.build import build_model, build_tokenizer
-from lowbit.modeling.inputs import image_input
+from lowbit.modeling.build import Origin, build_model, build_tokenizer
+from lowbit.modeling.families import family_of
+from lowbit.modeling.inputs import PREPROCESSOR, image_input
 
 _WITHOUT_FILES = (DataKind.digits, DataKind.agreement)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
 
 @contextmanager
@@ -65,7 +69,7 @@ def _image_input(config: Config) -> ImageInput | None:
     Raises:
         ValueError: student and teacher want different pixels, and a stage shows both the same ones.
     """
-    own, supervisor = image_input(config.model), teacher_model(config) if needs_teacher(config) else config.model
+    own, supervisor = image_input(config.model), _teacher_files(config) if needs_teacher(config) else config.model
     teacher = own if supervisor == config.model else image_input(supervisor)
     shared = [name for name, stage in config.method.stages.items() if stage.teacher]
     if own is not None and shared and _pixels(own) != _pixels(teacher):
@@ -97,17 +101,72 @@ def check_data(config: Config) -> None:
         stage_steps(config.method.stages, config.budget, data.steps_per_epoch)
 
 
-def check_weights(config: Config) -> None:
-    """Load Hugging Face weights with which a run begins: what does not fit the data shows before anything is written.
+def check_start(config: Config) -> None:
+    """Refuse devices that are not here and weights that do not fit, before data are tokenised or files written.
 
     Raises:
-        ConfigError: no such model, or one of other labels.
+        ConfigError: naming what is wrong.
     """
-    if needs_teacher(config) and teacher_model(config).kind is ModelKind.hf:
-        make_teacher_model(config, make_teacher_datamodule(config).info)
-    fresh = any(stage.student is StudentInit.fresh for stage in config.method.stages.values())
-    if fresh and config.model.kind is ModelKind.hf:
-        make_model(config, make_datamodule(config, config.seed).info, config.seed)
+    problems = [*device_problems(config.trainer), *model_problems(config)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def model_problems(config: Config) -> Iterator[str]:
+    """Yield what is wrong with the models with which a run begins: their class, files, labels and numbers.
+
+    Raises:
+        ConfigError: from an OutOfReachError, of a model of the hub.
+    """
+    for load in (_load_classes, _load_teacher, _load_student):
+        try:
+            load(config)
+        except ConfigError as error:
+            if isinstance(error.__cause__, OutOfReachError):
+                raise
+            yield from error.problems
+            return
+
+
+def _load_classes(config: Config) -> None:
+    """Build the models without weights: those of a class that no family knows are not worth the reading."""
+    with config_errors(), torch.device("meta"):
+        info = data_info(config.data)
+        for model in [config.model, *([teacher_model(config)] if needs_teacher(config) else [])]:
+            prepare(build_model(model, info, 0))
+
+
+def _load_teacher(config: Config) -> None:
+    if needs_teacher(config) and (_reads_weights(teacher_model(config)) or _teacher_folder(config) is not None):
+        make_teacher_model(config, _info_of(config, make_teacher_datamodule))
+
+
+def _load_student(config: Config) -> None:
+    fresh = StudentInit.fresh in (stage.student for stage in config.method.stages.values())
+    if fresh and _reads_weights(config.model):
+        make_model(config, _info_of(config, lambda run: make_datamodule(run, run.seed)), config.seed)
+
+
+def _reads_weights(model: ModelConfig) -> bool:
+    return model.kind is ModelKind.hf or model.pretrained
+
+
+def _info_of(config: Config, make: Callable[[Config], StepDataModule]) -> DataInfo:
+    """Describe the data without reading texts; image files need the pixels that the models want."""
+    return make(config).info if config.data.kind in IMAGE_FILES else data_info(config.data)
+
+
+def device_problems(trainer: TrainerConfig) -> Iterator[str]:
+    """Yield that this machine lacks the devices, with those that it has."""
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    counts["gpu"] = max(counts.values())
+    if trainer.accelerator in counts and counts[trainer.accelerator] < trainer.devices:
+        found = [f"{name} ({count})" for name, count in counts.items() if count]
+        yield (
+            f"trainer.accelerator={trainer.accelerator}, trainer.devices={trainer.devices}: torch sees "
+            f"{counts[trainer.accelerator] or 'none'} here; set trainer.accelerator to "
+            f"{' or '.join(['auto', 'cpu', *found])}, or run on another machine"
+        )
 
 
 def make_teacher_datamodule(config: Config) -> StepDataModule:
@@ -118,7 +177,9 @@ def make_teacher_datamodule(config: Config) -> StepDataModule:
     """
     own = replace(config.data, soft_labels=None, train_file=None)
     teacher = replace(config.teacher, model=None)
-    return make_datamodule(replace(config, data=own, model=teacher_model(config), teacher=teacher), config.teacher.seed)
+    return make_datamodule(
+        replace(config, data=own, model=_teacher_files(config), teacher=teacher), config.teacher.seed
+    )
 
 
 def check_soft_labels(config: Config, *, checksums: bool) -> str | None:
@@ -158,12 +219,64 @@ def make_teacher_model(config: Config, info: DataInfo) -> nn.Module:
     Raises:
         ConfigError: on the hub there is no such model, or it is not fine-tuned on these labels.
     """
-    settings, trained = teacher_model(config), config.teacher.source is TeacherSource.hub
+    settings, folder = teacher_model(config), _teacher_folder(config)
+    given = config.teacher.path is not None
+    origin = Origin(
+        "teacher.path" if given else "model.path", folder, config.teacher.source is not TeacherSource.finetune
+    )
     with config_errors():
-        if config.data.tokenizer is TokenizerKind.model and _files(settings) != _files(config.model):
-            key = f"teacher.path={settings.path}" if config.teacher.model is None else f"teacher.model={settings.name}"
-            _same_tokenizer(config.model, settings, key)
-        return _in_precision(build_model(settings, info, config.teacher.seed, trained_head=trained), config)
+        if config.data.tokenizer is TokenizerKind.model:
+            key = f"teacher.path={config.teacher.path}" if given else f"teacher.model={settings.name}"
+            files = _teacher_files(config)
+            if _files(files) != _files(config.model):
+                _same_tokenizer(config.model, files, key)
+        model = build_model(settings, info, config.teacher.seed, origin)
+        if config.teacher.model is None and given:
+            _check_architecture(config, model, info)
+        return _in_precision(model, config)
+
+
+def _teacher_folder(config: Config) -> Path | None:
+    """Return the folder of weights that a teacher of `source: path` takes."""
+    if config.teacher.source is not TeacherSource.path or config.teacher.path is None:
+        return None
+    return Path(config.teacher.path).expanduser()
+
+
+def _teacher_files(config: Config) -> ModelConfig:
+    """Return the model whose tokenizer or image processor the teacher has been trained with: its folder's, if any."""
+    model, folder = teacher_model(config), _teacher_folder(config)
+    names = (PREPROCESSOR,) if config.data.kind in IMAGE_FILES else _TOKENIZER_FILES
+    if folder is None or not any((folder / name).is_file() for name in names):
+        return model
+    return replace(model, kind=ModelKind.hf, package=None, path=str(folder), revision=None)
+
+
+def _check_architecture(config: Config, teacher: nn.Module, info: DataInfo) -> None:
+    """Compare the layers of a given teacher with those of `model`, whose architecture it is said to have.
+
+    Raises:
+        ValueError: they differ in number, heads or width.
+    """
+    with torch.device("meta"):
+        own = build_model(config.model, info, 0)
+    ours, theirs = _layers(own), _layers(teacher)
+    if ours != theirs:
+        raise ValueError(
+            f"teacher.path={config.teacher.path} has {theirs}, model={config.model.name} has {ours}. Name a teacher of "
+            "this architecture, or say which it has: +model@teacher.model=NAME"
+        )
+
+
+def _layers(model: nn.Module) -> str:
+    """Return in words what makes two models comparable layer by layer."""
+    family = family_of(model)
+    sizes: dict[str, None] = {}
+    for _, layer in family.layers_of(model):
+        count, width = family.heads_of(layer)
+        neurons = layer.get_submodule(family.names.ffn_in).out_features
+        sizes[f"{count} heads of {width} and {neurons} neurons"] = None
+    return f"{sum(family.depths(model))} layers of {', '.join(sizes)} ({type(model).__name__})"
 
 
 def _files(model: ModelConfig) -> tuple[str | None, ...]:

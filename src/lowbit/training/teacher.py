@@ -14,11 +14,11 @@ from torch import nn
 from lowbit.config import identity
 from lowbit.config.schema import BudgetConfig, Config, TeacherSource, TokenizerKind
 from lowbit.config.teacher import teacher_model
-from lowbit.data import StepDataModule
+from lowbit.data import DataInfo, StepDataModule
 from lowbit.files import move_folder, read_json, remove_leftovers, set_aside, write_json
 from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.build import build_tokenizer
-from lowbit.modeling.descriptions import check_described, save_description
+from lowbit.modeling.descriptions import save_description
 from lowbit.modeling.sizes import model_size
 from lowbit.modeling.weights import read_weights
 from lowbit.recipes import build_teacher_stage
@@ -27,7 +27,7 @@ from lowbit.results.run_folder import StageRecord
 from lowbit.training.loggers import build_loggers
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.ranks import is_leader, led
-from lowbit.training.setup import config_errors, make_metric, make_teacher_model
+from lowbit.training.setup import make_metric, make_teacher_model
 from lowbit.training.stage_runner import WEIGHTS, finished_stage, fit_stage, load_weights, test, whole_stage
 from lowbit.training.wandb_run import Tracked, finish_wandb
 
@@ -154,13 +154,13 @@ def _train(config: Config, teacher_id: str, data: StepDataModule, folder: Path) 
     metrics = {**record.metrics, **test(module, data, config.trainer)}
     facts = _facts(teacher_id, metrics, instrument, record.steps, record.seconds)
     model = instrument.restore()
-    led(lambda: _describe(config, model, facts, folder))
+    led(lambda: _describe(config, model, data.info, facts, folder))
 
 
-def _describe(config: Config, model: nn.Module, facts: dict[str, Any], folder: Path) -> None:
+def _describe(config: Config, model: nn.Module, info: DataInfo, facts: dict[str, Any], folder: Path) -> None:
     """Write what a folder with weights needs to be a teacher."""
     write_json(folder / TEACHER_FILE, facts)
-    save_description(model, folder)
+    save_description(model, info, folder)
     if config.data.tokenizer is TokenizerKind.model:
         build_tokenizer(teacher_model(config)).save_pretrained(folder)
 
@@ -183,12 +183,6 @@ def _fit(config: Config, teacher_id: str, module: FinetuneModule, data: StepData
 def _given(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
     """Return a teacher of a folder or the hub, scored on this data set once."""
     model = make_teacher_model(config, data.info)
-    if config.teacher.source is TeacherSource.path:
-        assert config.teacher.path is not None
-        folder = Path(config.teacher.path).expanduser()
-        with config_errors():
-            check_described(folder, data.info)
-            load_weights(model, folder / WEIGHTS)
     scores = Path(config.paths.outputs) / "teachers" / f"{teacher_id}.json"
     facts = led(lambda: _read_facts(scores))
     if facts is None:
