@@ -10,6 +10,7 @@ import pytest
 
 from lowbit.config import compose as C
 from lowbit.config import identity
+from lowbit.config.batch import load_jobs
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 from lowbit.results import read_layout
@@ -106,10 +107,17 @@ def test_every_job_of_a_sweep(name: str, stand_ins: dict[str, Path], run_ids: di
 
 
 def check(name: str, jobs: list[list[str]], known: dict[tuple[str, ...], str]) -> list[dict[str, Any]]:
-    """Assert that the jobs are valid, have the ids that they always had, and each a cell; return their configs."""
+    """Assert that the jobs are valid, have the ids that they always had, and each a cell; return their configs.
+
+    `load_jobs`, which verbs of many jobs use, must return of each what Hydra composes.
+    """
     loaded = [load(job) for job in jobs]
     assert [identity.run_id(cfg) for cfg, _ in loaded] == [known[tuple(job)] for job in jobs]
     assert len(set(known.values())) == len(known)
+    for (cfg, config), found in zip(loaded, load_jobs(jobs), strict=True):
+        assert found == (identity.resolved(cfg), config)
+        assert identity.run_id(found[0]) == identity.run_id(cfg)
+        assert identity.cached_teacher(found[0]) == identity.cached_teacher(cfg)
     assert {config.sweep for _, config in loaded} == {name}
     configs = [identity.resolved(cfg) for cfg, _ in loaded]
     layout = read_layout([LAYOUTS], name)

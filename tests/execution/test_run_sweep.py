@@ -4,11 +4,14 @@ import os
 import signal
 
 import pytest
+from filelock import FileLock
 
+from lowbit.cli.sweep import exit_code
 from lowbit.execution.pool import Pool
 from lowbit.execution.states import State, state_of
-from lowbit.execution.sweep import run_sweep
+from lowbit.execution.sweep import Failure, run_sweep
 from lowbit.execution.views import Lines
+from lowbit.results.run_folder import write_holder
 
 
 def test_only_what_is_missing_is_run(job, command, finish, capsys):
@@ -33,6 +36,35 @@ def test_second_time_nothing_is_run(job, command, capsys):
     assert run_sweep(jobs, Pool(1, command), Lines(1)) == []
     assert [(one.folder / "run.json").stat().st_mtime_ns for one in jobs] == stamps
     assert "started" not in capsys.readouterr().out.split("2 jobs: 2 done", 1)[1]
+
+
+def test_damaged_runs_stop_no_other(job, command, tmp_path, capsys):
+    """Not the neighbour that runs, nor those that follow: a file for a folder, garbage in every record."""
+    no_folder, garbage, first, last = (job(name) for name in ("no_folder", "garbage", "first", "last"))
+    no_folder.folder.parent.mkdir()
+    no_folder.folder.write_text("")
+    (garbage.folder / "stages" / "one").mkdir(parents=True)
+    for file in ("run.json", "holder.json", "attempt.json", "stages/one/stage.json", "stages/one/progress.json"):
+        (garbage.folder / file).write_bytes(b"\xff\x00[")
+    (failure,) = run_sweep([first, no_folder, garbage, last], Pool(2, command), Lines(2))
+    assert failure.job is no_folder
+    assert str(no_folder.folder) in failure.reason
+    assert [state_of(one) for one in (first, garbage, last)] == [State.done] * 3
+    assert capsys.readouterr().out.splitlines()[0] == "4 jobs: 2 damaged, 2 missing"
+
+
+def test_exit_code_says_that_jobs_still_run_elsewhere(job, finish, capsys):
+    """3, and which they are; 1 where others have failed; 0 once they are done."""
+    a, b = job("a"), job("b")
+    finish(b)
+    a.folder.mkdir(parents=True)
+    write_holder(a.folder)
+    with FileLock(a.folder / ".lock"):
+        assert exit_code([], [a, b]) == 3
+        assert "1 of 2 jobs are still running in another process" in capsys.readouterr().err
+        assert exit_code([Failure(b, "of a reason")], [a, b]) == 1
+    finish(a)
+    assert exit_code([], [a, b]) == 0
 
 
 def test_invalid_job_is_a_failure_with_a_log(job, command):

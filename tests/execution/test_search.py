@@ -127,6 +127,38 @@ def test_failed_job_is_a_failed_trial(space, finish, tmp_path):
     assert len(search.failures) == 2
 
 
+@pytest.mark.parametrize(
+    ("damage", "trials"),
+    [
+        (lambda lines: [*lines[:-1], lines[-1][:9]], 4),
+        (lambda lines: [*lines, b"\x00\xff garbage"], 4),
+        (lambda lines: [*lines, b"[]", b""], 4),
+        (lambda lines: [*lines[:-3], b'{"op', *lines[-3:], b""], 4),
+        (lambda lines: [lines[0], b"{}", *lines[1:], b""], 4),
+        (lambda lines: [lines[0], b"lost", *lines[2:], b""], 4),
+        (lambda lines: [b"lost", *lines[1:], b""], 0),  # the study itself: what follows makes no sense
+        (lambda lines: [], 0),
+    ],
+)
+def test_damaged_journal_keeps_its_whole_lines(damage, trials, space, finish, tmp_path, capsys):
+    """What Optuna can still read counts on, in this call and in the next; the damaged file is set aside and named."""
+    with open_study("mine", space, tmp_path, "id") as study:
+        Search(study, space, 4).run(Runner(finish), Lines(1))
+    journal = tmp_path / "searches" / "mine.journal"
+    content = b"\n".join(damage(journal.read_bytes().splitlines()))
+    journal.write_bytes(content)
+    with open_study("mine", space, tmp_path, "id") as study:
+        found = len(study.trials)
+        assert found >= trials - 1
+        Search(study, space, 5).run(Runner(finish), Lines(1))
+    if content:
+        assert str(journal) in capsys.readouterr().err
+        assert journal.with_name("mine.journal.damaged").read_bytes() == content
+    with open_study("mine", space, tmp_path, "id") as study:
+        assert len(study.trials) == 5
+    assert capsys.readouterr().err == ""
+
+
 def test_another_config_or_space_is_another_study_in_the_same_file(space, tmp_path):
     with open_study("mine", space, tmp_path, "id") as study:
         study.ask(space.distributions)

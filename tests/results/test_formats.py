@@ -67,6 +67,17 @@ def test_markdown_keeps_commands_whole() -> None:
     assert text.endswith("\nTo fill the missing cells:\n\n    lowbit train 'a=[<b>]'\n")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\f", "\u2028"])
+def test_line_ends_in_overrides_end_nothing(end: str) -> None:
+    """A command stays a comment or a block to its end, a cell stays in its row."""
+    nasty = f"a{end}\\input{{evil}} | b"
+    grid = Grid(heads=[(nasty, "left")], lines=[[nasty]], notes=[nasty], commands=[f"lowbit train 'x={nasty}'"])
+    latex = write_grid(grid, "latex")
+    assert all("evil" not in line or line.startswith("%") or "textbackslash" in line for line in latex.splitlines())
+    markdown = write_grid(grid, "md").splitlines()
+    assert all(line.startswith(("|", "    ")) for line in markdown if "evil" in line and line[0] != "a")
+
+
 def test_latex_has_notes_inside_and_commands_as_comments() -> None:
     """So that the tabular can be pasted as it is."""
     lines = write_grid(GRID, "latex").splitlines()

@@ -69,6 +69,21 @@ def test_removed_runs_are_not_run(stored_cells: list[Cell]) -> None:
     assert f"    {stored_cells[2].command}" in lines
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}'])
+def test_damaged_runs_are_marked(text: str, stored_cells: list[Cell]) -> None:
+    """One of two seeds, and both: the cell says so, a note names the file and the remedy; the others stay."""
+    for cell in (stored_cells[0], *stored_cells[2:4]):
+        (cell.run_dir / "run.json").write_text(text)
+    table = build_pivot(stored_cells, layout(), RECORDS)
+    assert entry(table, "TernaryBERT", "4-8 (%)").status == "damaged"
+    page = render_pivot(table, "md")
+    line = next(line for line in page.splitlines() if line.startswith("| TernaryBERT"))
+    assert "1 of 2, 1 damaged | damaged |" in line
+    assert f"Damaged: {stored_cells[0].run_dir / 'run.json'} " in page
+    assert "Delete that file and run the same command again" in page
+    assert f"    {stored_cells[2].command}" in page.splitlines()
+
+
 def test_teacher_of_no_run_names_one_command(stored_cells: list[Cell]) -> None:
     """Any student trains the teacher that it shares with the others."""
     for cell in stored_cells:

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lowbit.files import sha256
 from lowbit.results import collect
 from lowbit.results.report import Histogram, LayerFacts, Report, SiteFacts, groups_of, render_report
 from lowbit.results.report.groups import read_curves
@@ -111,6 +112,25 @@ def test_curves_of_a_run(report):
     assert curves.validation == [(19.0, 50.0), (29.0, 75.0)]
     kd, run = report.groups[1].finished[0]
     assert read_curves(kd.run_dir, run).terms == {}
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"stage,step\nplain,x\n", b"stage,step\nplain,1,2,3\n", b"a\0b"])
+def test_damaged_curves_are_named(content, report):
+    """The page says which file is to blame, and shows everything else."""
+    cell = report.groups[0].cells[0]
+    (cell.run_dir / "metrics.csv").write_bytes(content)
+    page = render_report(report)
+    assert f"{cell.run_dir / 'metrics.csv'} is damaged" in page
+    assert "3 of 4 runs have finished" in page
+
+
+def test_curves_of_another_file_than_the_run_left(report):
+    """run.json knows the SHA-256 of its metrics.csv: one flipped digit is seen."""
+    cell, run = report.groups[0].finished[0]
+    run["files"] = {"metrics.csv": sha256(METRICS.encode())}
+    assert not read_curves(cell.run_dir, run).damage
+    (cell.run_dir / "metrics.csv").write_text(METRICS.replace("0.5", "0.6"))
+    assert "SHA-256" in read_curves(cell.run_dir, run).damage
 
 
 def test_score_of_a_group(report):

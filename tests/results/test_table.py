@@ -10,6 +10,7 @@ import pytest
 
 from lowbit.results import Cell, Row, collect, read_papers, render, to_frame
 
+MakeCell = Callable[..., Cell]
 MakeRow = Callable[..., Row]
 STORED = Path(__file__).parents[1] / "fixtures" / "runs"
 
@@ -65,6 +66,19 @@ def test_markdown(row: MakeRow, rows: list[Row]) -> None:
     assert lines[3] == "| ti_g | 92.00 ± 2.00 (3) | 2-2-8 | 0.123 | 10.0x | 900 | 40.0 | done |"
     assert len(lines) == 2 + len(rows)
     assert "| a\\|b |" in render([row(label="a|b")], "md")
+
+
+@pytest.mark.parametrize("fmt", ["md", "latex", "html"])
+def test_damaged_runs_are_marked(fmt: Any, make_cell: MakeCell) -> None:
+    """A row of one seed, a row of two; what can be read is shown, with the file and the remedy in a note."""
+    cells = [make_cell(), make_cell("kd", seed=0), make_cell("kd", seed=1)]
+    for cell in cells[:2]:
+        (cell.run_dir / "run.json").write_text("{")
+    rows = collect(cells)
+    assert [row.status for row in rows] == ["damaged", "done", "1 of 2 seeds, 1 damaged"]
+    text = render(rows, fmt)
+    assert text.count("is not valid JSON") == 2
+    assert "Delete that file" in text
 
 
 def test_latex(rows: list[Row]) -> None:

@@ -18,7 +18,7 @@ _VERBS = (train, sweep, search, ablate, table, report, sync, compare, configs, f
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return the exit code: 0 done, 1 failed, 2 not a valid command or config, 130 interrupted."""
+    """Run one verb and return the exit code, as docs/sweeps.md lists them."""
     # Idle OpenMP threads that spin make two threads several times slower on a shared machine; torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     follow_parent()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 
 from lowbit.cli.launchers import add_options, make_launcher
-from lowbit.cli.sweep import tell_failures
+from lowbit.cli.sweep import exit_code
 from lowbit.cli.verbs import OVERRIDES, AddVerb, check_jobs
 from lowbit.config import compose as C
 from lowbit.config import identity
@@ -58,9 +58,9 @@ def _ablate(args: argparse.Namespace) -> int:
             return 0
         launcher, view = make_launcher(args, "ablate", jobs[0].outputs, jobs)
         failures = run_sweep(jobs, launcher, view)
-    tell_failures(failures, len(jobs))
+    code = exit_code(failures, jobs)
     _show(arms, args.format)
-    return 1 if failures else 0
+    return code
 
 
 def _parsed(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

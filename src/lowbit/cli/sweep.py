@@ -15,10 +15,12 @@ from lowbit.cli.launchers import (
     refuse_several_devices,
 )
 from lowbit.cli.verbs import OVERRIDES, SWEEP, AddVerb, jobs_of, known_sweep
-from lowbit.execution.jobs import plan
-from lowbit.execution.states import state_of
+from lowbit.execution.jobs import Job, plan
+from lowbit.execution.states import State, state_of
 from lowbit.execution.sweep import Failure, run_sweep
 from lowbit.execution.views import print_plan
+
+FAILED, STILL_RUNNING = 1, 3
 
 
 def add(verb: AddVerb) -> None:
@@ -53,9 +55,21 @@ def multirun(args: argparse.Namespace, overrides: list[str], name: str) -> int:
         print_plan(jobs, {job.run_id: state_of(job) for job in jobs}, args.jobs or 1)
         return 0
     launcher_, view = make_launcher(args, name, jobs[0].outputs, jobs)
-    failures = run_sweep(jobs, launcher_, view)
+    return exit_code(run_sweep(jobs, launcher_, view), jobs)
+
+
+def exit_code(failures: Sequence[Failure], jobs: Sequence[Job]) -> int:
+    """Say what has failed, and what still runs in another process; return the exit code (docs/sweeps.md)."""
     tell_failures(failures, len(jobs))
-    return 1 if failures else 0
+    running = [job for job in jobs if state_of(job) is State.running]
+    if running:
+        print(
+            f"{len(running)} of {len(jobs)} jobs are still running in another process; the same command again looks "
+            "after them:",
+            file=sys.stderr,
+        )
+        print("\n".join(f"  - {job.label}: {job.folder}" for job in running), file=sys.stderr)
+    return FAILED if failures else STILL_RUNNING if running else 0
 
 
 def tell_failures(failures: Sequence[Failure], jobs: int, then: str = "the same command again retries them") -> None:

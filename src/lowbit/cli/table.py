@@ -12,8 +12,9 @@ from pathlib import Path
 from lowbit.cli.verbs import SWEEP, AddVerb, jobs_of, known_sweep
 from lowbit.config import compose as C
 from lowbit.config import identity
+from lowbit.config.batch import load_jobs
 from lowbit.config.problems import ConfigError
-from lowbit.config.validate import load
+from lowbit.files import write_text
 from lowbit.results import (
     FORMATS,
     Cell,
@@ -75,15 +76,14 @@ def cells_of(name: str, overrides: list[str]) -> list[Cell]:
     labels = [{key: value for key, _, value in (o.partition("=") for o in job)} for job in jobs]
     swept = {"method", *(key for key in labels[0] if len({label[key] for label in labels}) > 1)}
     cells, refused = [], []
-    for job, label in zip(jobs, labels, strict=True):
-        try:
-            cfg, config = load(job)
-        except ConfigError as error:  # the sweep runs the others
-            refused.append((job, error.problems))
+    for job, label, loaded in zip(jobs, labels, load_jobs(jobs), strict=True):
+        if isinstance(loaded, ConfigError):  # the sweep runs the others
+            refused.append((job, loaded.problems))
             continue
+        content, config = loaded
         shown = {key: value for key, value in label.items() if key in swept}
         command = f"lowbit train {shlex.join(job)}"
-        cells.append(Cell(identity.run_folder(cfg, config), shown, command, identity.resolved(cfg)))
+        cells.append(Cell(identity.run_folder(content, config), shown, command, content))
     if not cells:
         raise ConfigError(list(dict.fromkeys(problem for _, problems in refused for problem in problems)))
     for job, problems in refused:
@@ -105,7 +105,6 @@ def _show(out: Path | None, fmt: Format | None, text_of: Callable[[Format], str]
     if out is None:
         print(text, end="")
         return 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
     print(f"wrote {out}")
     return 0

@@ -56,13 +56,18 @@ def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, 
     problems += unknown_keys(cfg)
     try:
         config = C.to_config(cfg)
-        problems += [*validate(config), *idle_problems(config, overrides)]
-        problems += [] if labelling else soft_label_problems(config)
+        problems += problems_of(config, overrides, labelling=labelling)
     except OmegaConfBaseException as error:
         problems += [f"{key}: no value; set it, for example {key}=..." for key in _missing(cfg)] or [explain(error)]
     if problems:
         raise ConfigError(problems)
     return cfg, config
+
+
+def problems_of(config: S.Config, overrides: list[str], *, labelling: bool = False) -> list[str]:
+    """Return every problem of a typed config and of the overrides that led to it; `labelling` as for `load`."""
+    stored = [] if labelling else soft_label_problems(config)
+    return [*validate(config), *idle_problems(config, overrides), *stored]
 
 
 def _missing(cfg: DictConfig) -> list[str]:

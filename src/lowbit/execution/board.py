@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lowbit.execution.estimate import Estimate, makespan, spoken
 from lowbit.execution.jobs import Job
-from lowbit.execution.states import State, result, steps_done
+from lowbit.execution.states import State, damage, result, steps_done
 from lowbit.results.run_folder import read_progress
 
 
@@ -56,7 +56,9 @@ class Board:
         parts = [f"{self.count(state)} {state.value}" for state in State if self.count(state)]
         return f"{len(self.jobs)} {'job' if len(self.jobs) == 1 else 'jobs'}: {', '.join(parts) or 'none'}"
 
-    def left(self, slots: int, pending: Collection[State] = (State.missing, State.running)) -> float | None:
+    def left(
+        self, slots: int, pending: Collection[State] = (State.missing, State.damaged, State.running)
+    ) -> float | None:
         """Return the seconds until all jobs are done, or None without a finished one."""
         jobs = [job for job in self.jobs if self.states[job.run_id] in pending and not job.problems]
         times = [self.estimate.left(job) for job in jobs]
@@ -72,6 +74,8 @@ class Board:
             return self._running(job)
         if job.problems:
             return Line(job, state.value, phase="config is not valid")
+        if state is State.damaged:
+            return Line(job, state.value, phase=damage(job.folder) or "")
         steps = steps_done(job.folder)
         phase = f"resumes after step {steps} or before" if steps else ""
         return Line(job, state.value, phase=phase, left=spoken(self.estimate.left(job)))
@@ -85,10 +89,8 @@ class Board:
         if progress is None:
             since = self._since.get(job.run_id)
             return Line(job, "running", "" if since is None else f"for {spoken(time.monotonic() - since)}", left=left)
-        name, value = list(progress.values.items())[-1]
-        return Line(
-            job, "running", f"{progress.phase}, step {progress.step} of {progress.steps}", f"{name} {value:.4f}", left
-        )
+        metric = next((f"{name} {value:.4f}" for name, value in reversed(progress.values.items())), "")
+        return Line(job, "running", f"{progress.phase}, step {progress.step} of {progress.steps}", metric, left)
 
 
 def metric_of(job: Job) -> str:

@@ -11,6 +11,8 @@ from lowbit.execution.jobs import Job
 from lowbit.execution.states import result, steps_done
 from lowbit.results.run_folder import read_attempt
 
+_REST = ""  # no method's name
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -29,6 +31,7 @@ class Estimate:
 
     def __init__(self) -> None:
         self._finished: dict[str, Finished] = {}
+        self._paces: dict[str, float] = {}  # of the methods that were asked for since the last job ended
 
     def __len__(self) -> int:
         return len(self._finished)
@@ -42,15 +45,23 @@ class Estimate:
         # The wall time of an attempt that resumed the run belongs to a part of its steps.
         rest = max(attempt.seconds - seconds, 0.0) if attempt is not None and attempt.whole else None
         self._finished[job.run_id] = Finished(job.method, seconds / steps if steps else None, rest)
+        self._paces.clear()
 
     def seconds(self, job: Job) -> float | None:
         """Return the time that the whole job will take, or None."""
         if not self._finished or job.problems:
             return None
-        same = [f.per_step for f in self._finished.values() if f.method == job.method and f.per_step is not None]
-        paces = same or [f.per_step for f in self._finished.values() if f.per_step is not None]
-        rests = [f.rest for f in self._finished.values() if f.rest is not None]
-        return (median(paces) * (job.steps or 0) if paces else 0.0) + (median(rests) if rests else 0.0)
+        return self._pace(job.method) * (job.steps or 0) + self._pace(_REST)
+
+    def _pace(self, method: str) -> float:
+        """Return the seconds per step of a method, or those besides the steps."""
+        if method not in self._paces:
+            finished = self._finished.values()
+            same = [f.per_step for f in finished if f.method == method and f.per_step is not None]
+            paces = same or [f.per_step for f in finished if f.per_step is not None]
+            found = [f.rest for f in finished if f.rest is not None] if method == _REST else paces
+            self._paces[method] = median(found) if found else 0.0
+        return self._paces[method]
 
     def left(self, job: Job) -> float | None:
         """Return the time that what is left of the job will take, or None."""

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from lowbit.config import identity
+from lowbit.config.batch import load_jobs
 from lowbit.config.problems import ConfigError
 from lowbit.config.schema import Config
 from lowbit.config.validate import load, planned_steps
@@ -72,12 +71,11 @@ def plan(jobs: Sequence[list[str]], name: str) -> list[Job]:
     planned: dict[str, Job] = {}
     invalid: list[tuple[list[str], str, list[str]]] = []
     outputs = Path()
-    for overrides, label in zip(jobs, labels, strict=True):
-        try:
-            job = one_job(overrides, label)
-        except ConfigError as error:
-            invalid.append((overrides, label, error.problems))
+    for overrides, label, loaded in zip(jobs, labels, load_jobs(jobs), strict=True):
+        if isinstance(loaded, ConfigError):
+            invalid.append((overrides, label, loaded.problems))
             continue
+        job = job_of(*loaded, overrides, label)
         outputs = job.outputs
         planned.setdefault(job.run_id, job)
     if not planned:
@@ -95,14 +93,15 @@ def one_job(overrides: list[str], label: str) -> Job:
     return job_of(*load(overrides), overrides, label)
 
 
-def job_of(cfg: DictConfig, config: Config, overrides: Sequence[str], label: str) -> Job:
+def job_of(cfg: identity.Composed, config: Config, overrides: Sequence[str], label: str) -> Job:
     """Return the job of a config that is valid."""
     outputs, teacher = Path(config.paths.outputs), identity.cached_teacher(cfg)
+    folder = identity.run_folder(cfg, config)
     return Job(
         overrides=tuple(overrides),
         label=label or config.name,
-        run_id=identity.run_id(cfg),
-        folder=identity.run_folder(cfg, config),
+        run_id=folder.name,
+        folder=folder,
         outputs=outputs,
         method=config.method.name,
         steps=planned_steps(config),

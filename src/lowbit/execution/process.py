@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Started:
     def record(self) -> int:
         """Write how the ended process ended into the run's folder; return its exit code."""
         code = self.process.wait()
-        write_attempt(self.folder, Attempt(code, time.monotonic() - self.since, self.whole))
+        with suppress(OSError):  # a full disk: the record only helps to show how the run went
+            write_attempt(self.folder, Attempt(code, time.monotonic() - self.since, self.whole))
         return code
 
 
@@ -88,11 +89,14 @@ def _interrupts_reach_children() -> Iterator[None]:
 
 def last_error(log: Path) -> str:
     """Return the last line of a job's log that says what went wrong, and the next one where it announces a list."""
-    if not log.is_file():
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _TAIL))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
         return "no log was written"
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL))
-        text = file.read().decode(errors="replace")
+    except OSError as error:
+        return f"its log cannot be read ({error})"
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("traceback: ")]
     told = [index for index, line in enumerate(lines) if line.startswith(("error:", "  - "))]
     found = lines[told[-1] : told[-1] + 2] if told else lines[-1:]

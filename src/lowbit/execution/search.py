@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+import json
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,7 @@ from lowbit.execution.space import Space
 from lowbit.execution.states import is_running, result
 from lowbit.execution.sweep import Failure, drive, judged, refused
 from lowbit.execution.views import View
+from lowbit.files import replacing, set_aside
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -51,6 +55,7 @@ def open_study(name: str, space: Space, outputs: Path, base: str) -> Iterator[St
     journal.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(journal.with_suffix(".lock"), blocking=False):
+            recover(journal)
             storage = JournalStorage(JournalFileBackend(str(journal)))
             study = optuna.create_study(
                 storage=storage, study_name=_study_name(name, space, base), direction="maximize", load_if_exists=True
@@ -60,6 +65,50 @@ def open_study(name: str, space: Space, outputs: Path, base: str) -> Iterator[St
             yield study
     except Timeout as error:
         raise ConfigError([f"search {name}: another process is running it ({journal})"]) from error
+
+
+def recover(journal: Path) -> None:
+    """Keep what is whole of a journal that was cut off or damaged, and say what is lost.
+
+    Optuna numbers trials by the lines before, so that a lost line may make those after it senseless: they are left out
+    then.
+    """
+    lines = journal.read_bytes().split(b"\n") if journal.exists() else [b""]
+    ends_well = not lines[-1]
+    lines = lines[:-1] if ends_well else lines
+    whole = [line for line in lines if _is_log(line)]
+    if ends_well and len(whole) == len(lines) and _can_be_replayed(whole):
+        return
+    count = (
+        len(whole)
+        if _can_be_replayed(whole)
+        else bisect_left(range(1, len(whole) + 1), True, key=lambda length: not _can_be_replayed(whole[:length]))
+    )
+    aside = set_aside(journal)
+    with replacing(journal) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in whole[:count]))
+    print(
+        f"{journal} was damaged: {count} of its {len(lines)} lines are whole and count on; the damaged file is {aside}",
+        file=sys.stderr,
+    )
+
+
+def _is_log(line: bytes) -> bool:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"op_code", "worker_id"} <= content.keys()
+
+
+def _can_be_replayed(lines: Sequence[bytes]) -> bool:
+    from optuna.storages.journal._storage import JournalStorageReplayResult
+
+    try:
+        JournalStorageReplayResult("").apply_logs(map(json.loads, lines))
+    except Exception:  # whatever Optuna trips over
+        return False
+    return True
 
 
 class Search:
@@ -74,7 +123,13 @@ class Search:
         self._trials = trials
         found = study.get_trials(deepcopy=False)
         self._count = len(found)
-        self._unfinished = [(t.number, t.params) for t in found if t.state is TrialState.RUNNING]
+        running = [trial for trial in found if trial.state is TrialState.RUNNING]
+        self._unfinished = [
+            (trial.number, trial.params) for trial in running if trial.params.keys() == set(space.distributions)
+        ]
+        for trial in running:
+            if trial.params.keys() != set(space.distributions):  # the process died while it drew them
+                study.tell(trial.number, state=TrialState.FAIL)
         self._outputs: Path | None = None  # known once a trial was valid
         self._numbers: dict[str, list[int]] = {}  # of the trials that wait for a run, by its id
 
@@ -85,8 +140,8 @@ class Search:
             KeyboardInterrupt: see `drive`; the same call again resumes the runs of unfinished trials.
         """
 
-        def ended(job: Job, code: int) -> None:
-            self.failures.extend(judged(job, code, view))
+        def ended(job: Job, code: int, reason: str) -> None:
+            self.failures.extend(judged(job, code, view, reason))
             self._tell(job)
 
         view.begin([], {})

@@ -8,8 +8,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lowbit.config.problems import explain
 from lowbit.execution.jobs import Job
-from lowbit.results.run_file import read_run
+from lowbit.results.run_file import finished_run, read_run
 from lowbit.results.run_folder import (
     ERROR_FILE,
     HOLDER_FILE,
@@ -29,6 +30,7 @@ class State(enum.Enum):
     done = "done"
     running = "running"
     failed = "failed"
+    damaged = "damaged"
     missing = "missing"
 
 
@@ -40,6 +42,8 @@ def state_of(job: Job) -> State:
         return State.done
     if is_running(job.folder):
         return State.running
+    if damage(job.folder) is not None:
+        return State.damaged
     attempt = read_attempt(job.folder)
     ended_badly = attempt is not None and attempt.exit_code not in (0, _INTERRUPTED)
     return State.failed if ended_badly or (job.folder / ERROR_FILE).exists() else State.missing
@@ -47,11 +51,18 @@ def state_of(job: Job) -> State:
 
 def result(job: Job) -> dict[str, Any] | None:
     """Return the content of the run.json of a finished run; None where there is none that tables could read."""
+    return finished_run(job.folder)[0]
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with the records of an unfinished run and what to do, or None."""
     try:
-        run = read_run(job.folder)
-    except ValueError:  # running the job says what is wrong with the file
-        return None
-    return run if run is not None and run["status"] == "finished" else None
+        read_run(folder)
+        for stage in folder.glob("stages/*"):
+            read_stage(stage)
+    except (ValueError, OSError) as error:
+        return explain(error)
+    return None
 
 
 def is_running(folder: Path) -> bool:
@@ -61,12 +72,12 @@ def is_running(folder: Path) -> bool:
     process that took it last may be alive.
     """
     lock = folder / LOCK_FILE
-    if not lock.exists() or not (folder / HOLDER_FILE).exists():
-        return False
     holder = read_holder(folder)
     if holder is not None and holder.is_gone:
         return False
     try:
+        if not lock.exists() or not (folder / HOLDER_FILE).exists():
+            return False
         with FileLock(lock, blocking=False):
             return False
     except (Timeout, PermissionError):  # the latter: of another user, who may be running it
@@ -82,6 +93,6 @@ def steps_done(folder: Path) -> int:
 def _steps_of(stage: Path) -> int:
     try:
         record = read_stage(stage)
-    except ValueError:  # running the job says what is wrong with the file
+    except (ValueError, OSError):  # see `damage`
         return 0
     return 0 if record is None else record.steps

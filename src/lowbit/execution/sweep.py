@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from lowbit.execution.views import View
 from lowbit.files import write_text
 
 _SECONDS_BETWEEN_POLLS = 0.2
+_TO_RUN = (State.missing, State.damaged, State.failed)
 
 
 @dataclass(frozen=True)
@@ -28,36 +29,38 @@ class Failure:
 
 
 def run_sweep(jobs: Sequence[Job], launcher: Launcher, view: View) -> list[Failure]:
-    """Run what is missing or failed before; jobs that are done, or running elsewhere, are left alone.
+    """Run what is missing, damaged or failed before; jobs that are done, or running elsewhere, are left alone.
 
     Raises:
         KeyboardInterrupt: after the running jobs have ended; a second one kills them.
     """
     states = {job.run_id: state_of(job) for job in jobs}
-    pending = [job for job in jobs if states[job.run_id] in (State.missing, State.failed) and not job.problems]
+    pending = [job for job in jobs if states[job.run_id] in _TO_RUN and not job.problems]
     elsewhere = [job for job in jobs if states[job.run_id] is State.running]
     failures = [refused(job) for job in jobs if job.problems]
 
     def following() -> Iterator[Job]:
         if not pending and not launcher.running:  # one more look at what another process was running at the start
-            pending.extend(job for job in elsewhere if state_of(job) in (State.missing, State.failed))
+            pending.extend(job for job in elsewhere if state_of(job) in _TO_RUN)
             elsewhere.clear()
         for job in _startable(pending, launcher):
             pending.remove(job)
             yield job
 
-    def ended(job: Job, code: int) -> None:
-        failures.extend(judged(job, code, view))
+    def ended(job: Job, code: int, reason: str) -> None:
+        failures.extend(judged(job, code, view, reason))
 
-    view.begin(jobs, {**states, **{job.run_id: State.missing for job in pending}})
+    view.begin(jobs, {**states, **{job.run_id: State.missing for job in pending if states[job.run_id] is State.failed}})
     drive(launcher, view, following, ended)
     return failures
 
 
 def drive(
-    launcher: Launcher, view: View, following: Callable[[], Iterator[Job]], ended: Callable[[Job, int], None]
+    launcher: Launcher, view: View, following: Callable[[], Iterator[Job]], ended: Callable[[Job, int, str], None]
 ) -> None:
     """Start the jobs of `following` as they come and report those that have ended, until there are none.
+
+    A job that cannot be started (a file is where its folder should be) has ended, with exit code 1 and the reason.
 
     Raises:
         KeyboardInterrupt: after the running jobs have ended; a second one kills them.
@@ -65,12 +68,16 @@ def drive(
     with _terminated_like_interrupted():
         try:
             while True:
+                over: list[tuple[Job, int, str]] = []
                 for job in following():
                     view.started(job)
-                    launcher.start(job)
-                over = launcher.poll()
-                for job, code in over:
-                    ended(job, code)
+                    try:
+                        launcher.start(job)
+                    except OSError as error:
+                        over.append((job, 1, f"error: cannot be started: {error}"))
+                over += [(job, code, "") for job, code in launcher.poll()]
+                for job, code, reason in over:
+                    ended(job, code, reason)
                 if not over and not launcher.running:
                     return
                 if not over:
@@ -88,14 +95,14 @@ def drive(
             view.end()
 
 
-def judged(job: Job, code: int, view: View) -> list[Failure]:
-    """Show how a job ended; return its failure, if it is one."""
+def judged(job: Job, code: int, view: View, reason: str = "") -> list[Failure]:
+    """Show how a job ended; return its failure, if it is one, with the reason, which is else in its log."""
     state = state_of(job)
     if state in (State.done, State.running):  # running: another process was faster
         view.ended(job, state)
         return []
     view.ended(job, State.failed)
-    return [Failure(job, f"killed by signal {-code}" if code < 0 else last_error(job.log))]
+    return [Failure(job, reason or (f"killed by signal {-code}" if code < 0 else last_error(job.log)))]
 
 
 def _startable(pending: Sequence[Job], launcher: Launcher) -> Iterator[Job]:
@@ -114,7 +121,8 @@ def _startable(pending: Sequence[Job], launcher: Launcher) -> Iterator[Job]:
 
 def refused(job: Job) -> Failure:
     """Write the problems of a job whose config is not valid into the log where it would have told them."""
-    write_text(job.log, "\n".join([f"$ {job.command}", *job.problems]) + "\n")
+    with suppress(OSError):  # it is told on the terminal too
+        write_text(job.log, "\n".join([f"$ {job.command}", *job.problems]) + "\n")
     return Failure(job, job.problems[0])
 
 

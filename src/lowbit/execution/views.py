@@ -142,7 +142,7 @@ class LiveTable:
         states = self._board.states
         running = [job for job in self._board.jobs if states[job.run_id] is State.running]
         ended = self._ended[-max(_SHOWN // 2 - len(running), 1) :]
-        following = [job for job in self._board.jobs if states[job.run_id] is State.missing]
+        following = [job for job in self._board.jobs if states[job.run_id] in (State.missing, State.damaged)]
         return [*ended, *running, *following[: max(_SHOWN - len(ended) - len(running), 0)]]
 
 
@@ -160,7 +160,7 @@ def print_plan(jobs: Sequence[Job], states: Mapping[str, State], slots: int) -> 
         facts = [line.phase, line.metric, "" if line.left in ("", "-") else f"about {line.left}"]
         told = ", ".join(fact for fact in facts if fact)
         print(f"{line.state:<{width}}  {line.job.run_id}  {line.job.label}" + (f"  ({told})" if told else ""))
-    to_run = (State.missing, State.running, State.failed)
+    to_run = (State.missing, State.running, State.damaged, State.failed)
     left = board.left(slots, to_run)
     at_once = "one at a time" if slots == 1 else f"{slots} at a time"
     if left is None:

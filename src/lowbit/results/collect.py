@@ -8,7 +8,7 @@ from typing import Any
 
 from lowbit.results.published import Record, as_teacher, find
 from lowbit.results.rows import TEACHER, Cell, Row, get
-from lowbit.results.run_file import RUN_FILE, read_run
+from lowbit.results.run_file import RUN_FILE
 from lowbit.results.scores import Published
 
 __all__ = ["Cell", "Row", "collect"]
@@ -38,7 +38,7 @@ def collect(
         records: published values, to be shown beside the rows that they belong to.
 
     Raises:
-        ValueError: a `run.json` is unreadable, or runs that one row would average are not comparable.
+        ValueError: runs that one row would average are not comparable.
     """
     rows: list[Row] = []
     teachers: set[str] = set()
@@ -54,16 +54,14 @@ def collect(
         missing = [cell.command for cell, run in members if run is None]
         published = find(records, found[0][1]["config"], metric_of(found[0][1])) if found else None
         row = _student_row(label, [run for _, run in found], missing, metric_of)
-        rows.append(replace(row, published=published))
+        damaged = [cell.damage for cell, _ in members if cell.damage]
+        rows.append(replace(row, published=published, damaged=damaged))
     return rows
 
 
 def group_cells(cells: Iterable[Cell]) -> list[tuple[str, list[_Member]]]:
     """Group the cells that differ only in their seed; a run directory that is listed twice counts once."""
-    members: list[_Member] = []
-    for cell in cells:
-        run = read_run(cell.run_dir)
-        members.append((cell, run if run is not None and run["status"] == "finished" else None))
+    members: list[_Member] = [(cell, cell.run) for cell in cells]
     # Unlabelled cells that have not run belong to the row of those that have: only they know the method.
     methods = (get(run["config"], "method.name") for cell, run in members if run is not None and not _swept(cell))
     unlabelled = next(methods, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -13,6 +14,7 @@ Format = Literal["md", "csv", "latex", "html"]
 FORMATS: tuple[Format, ...] = ("md", "csv", "latex", "html")
 SUFFIXES: Mapping[str, Format] = {".md": "md", ".csv": "csv", ".tex": "latex", ".html": "html", ".htm": "html"}
 
+_LINE_ENDS = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # a line that ends ends a comment, a row, a block
 # One pass over the text, so that the backslashes of a replacement are not escaped again.
 _LATEX = str.maketrans(
     {char: f"\\{char}" for char in "&%$#_{}"}
@@ -87,16 +89,22 @@ def write_grid(grid: Grid, fmt: Format) -> str:
 def _markdown(grid: Grid) -> str:
     rule = ["---" if align == "left" else "---:" for _, align in grid.heads]
     lines = [[name for name, _ in grid.heads], rule, *grid.lines]
-    text = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-    text += "".join(f"\n{note}\n" for note in grid.notes)
+    escaped = [[_on_one_line(cell).replace("|", "\\|") for cell in line] for line in lines]
+    text = "".join("| " + " | ".join(line) + " |\n" for line in escaped)
+    text += "".join(f"\n{_on_one_line(note)}\n" for note in grid.notes)
     if grid.commands:
-        text += "\nTo fill the missing cells:\n\n" + "".join(f"    {command}\n" for command in grid.commands)
+        commands = (line for command in grid.commands for line in _LINE_ENDS.split(command))
+        text += "\nTo fill the missing cells:\n\n" + "".join(f"    {line}\n" for line in commands)
     return text
+
+
+def _on_one_line(text: str) -> str:
+    return _LINE_ENDS.sub(" ", text)
 
 
 def _latex(grid: Grid) -> str:
     def line(texts: Sequence[str]) -> str:
-        return " & ".join(text.translate(_LATEX) for text in texts) + r" \\"
+        return " & ".join(_on_one_line(text).translate(_LATEX) for text in texts) + r" \\"
 
     spec = "".join(align[0] for _, align in grid.heads)
     lines = [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", line([name for name, _ in grid.heads]), r"\midrule"]
@@ -105,11 +113,12 @@ def _latex(grid: Grid) -> str:
         lines.append(line(texts))
     lines.append(r"\bottomrule")
     for note in grid.notes:
-        text = note.translate(_LATEX)
+        text = _on_one_line(note).translate(_LATEX)
         lines.append(rf"\multicolumn{{{len(grid.heads)}}}{{p{{0.95\linewidth}}}}{{\footnotesize {text}}} \\")
     lines.append(r"\end{tabular}")
     if grid.commands:
-        lines += ["% To fill the missing cells:", *(f"%   {command}" for command in grid.commands)]
+        commands = [line for command in grid.commands for line in _LINE_ENDS.split(command)]
+        lines += ["% To fill the missing cells:", *(f"%   {line}" for line in commands)]
     return "\n".join(lines) + "\n"
 
 

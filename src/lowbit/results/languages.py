@@ -13,9 +13,8 @@ from lowbit.config.xglue_tasks import XGLUE_TASKS
 from lowbit.results.collect import collect
 from lowbit.results.formats import Align, Format, Grid, write_grid
 from lowbit.results.rows import Cell, Row
-from lowbit.results.run_file import read_run
 from lowbit.results.table import print_origin
-from lowbit.results.text import EMPTY, score
+from lowbit.results.text import EMPTY, damage_notes, score
 
 MEAN = "mean"
 _MEAN_SPLIT = "val_mean"
@@ -30,16 +29,18 @@ class LanguageTable:
         by_language: The same rows with the score in each language; no value where a run has none.
 
     Raises:
-        ValueError: no finished run was scored in several languages, or runs are unreadable or not comparable.
+        ValueError: no finished run was scored in several languages, or runs are not comparable.
     """
 
     def __init__(self, cells: Iterable[Cell]) -> None:
         cells = list(cells)
-        runs = [run for run in (read_run(cell.run_dir) for cell in cells) if run is not None]
+        runs = [cell.run for cell in cells if cell.run is not None]
         found = list(dict.fromkeys(language for run in runs for language in _metrics(run)))
         if not found:
+            damaged = [f"\n{note}" for note in damage_notes(cell.damage for cell in cells if cell.damage)]
             raise ValueError(
                 "no finished run was scored in several languages: that takes data=xnli or another of XGLUE"
+                + "".join(damaged)
             )
         self.rows = collect(cells)
         self.by_language = {language: collect(cells, partial(_metric, language)) for language in found}
@@ -60,7 +61,8 @@ class LanguageTable:
         """Return the table as text: `md`, `latex`, `html`, or raw numbers as `csv`, a line per row and language."""
         if fmt == "csv":
             return self._csv()
-        return write_grid(Grid(self.heads(), list(self.lines()), title="Scores by language"), fmt)
+        notes = damage_notes(message for row in self.rows for message in row.damaged)
+        return write_grid(Grid(self.heads(), list(self.lines()), title="Scores by language", notes=notes), fmt)
 
     def print(self, title: str) -> None:
         """Print the table, where its numbers come from, and the commands that fill the missing cells.

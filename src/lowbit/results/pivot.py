@@ -10,7 +10,7 @@ from lowbit.results.collect import check_comparable
 from lowbit.results.layout import Layout, Part, parts_of
 from lowbit.results.published import Record, as_teacher, find, matches
 from lowbit.results.rows import Cell
-from lowbit.results.run_file import RUN_FILE, read_run
+from lowbit.results.run_file import RUN_FILE
 from lowbit.results.scores import Comparison, Published, compare, score_of
 
 _Member = tuple[Cell, dict[str, Any] | None]
@@ -26,6 +26,7 @@ class Entry:
     values: tuple[float, ...]
     expected: int
     missing: tuple[str, ...]
+    damaged: tuple[str, ...]
     published: Published | None
     commits: tuple[str, ...]
     devices: tuple[str, ...]
@@ -39,9 +40,9 @@ class Entry:
 
     @property
     def status(self) -> str:
-        """`match`, `below`, `above`, `not run`; or `not published`, `not in the sweep`: there is nothing to judge."""
+        """`match`, `below`, `above`, `not run`, `damaged`; `not published`, `not in the sweep`: nothing to judge."""
         if not self.values:
-            return "not run" if self.expected else "not in the sweep"
+            return ("damaged" if self.damaged else "not run") if self.expected else "not in the sweep"
         return "not published" if self.comparison is None else self.comparison.verdict
 
 
@@ -64,9 +65,9 @@ def build_pivot(cells: Iterable[Cell], layout: Layout, records: Sequence[Record]
     """Read the runs of `cells` into the rows and columns of a layout; every cell needs its `config`.
 
     Raises:
-        ValueError: a `run.json` is unreadable or lacks the score, or runs of one entry are not comparable.
+        ValueError: a `run.json` lacks the score, or runs of one entry are not comparable.
     """
-    members = [(cell, _finished(cell)) for cell in {cell.run_dir: cell for cell in cells}.values()]
+    members = [(cell, cell.run) for cell in {cell.run_dir: cell for cell in cells}.values()]
     jobs = [cell for cell, _ in members]
     if layout.papers is not None:
         records = [record for record in records if record.paper in layout.papers]
@@ -85,11 +86,6 @@ def build_pivot(cells: Iterable[Cell], layout: Layout, records: Sequence[Record]
         lines.append(tuple(line))
     left_out = tuple(_name(cell) for cell in jobs if str(cell.run_dir) not in placed)
     return Pivot(layout, tuple(column.label for column in columns), tuple(lines), left_out)
-
-
-def _finished(cell: Cell) -> dict[str, Any] | None:
-    run = read_run(cell.run_dir)
-    return run if run is not None and run["status"] == "finished" else None
 
 
 def _belongs(cell: Cell, *parts: Part) -> bool:
@@ -120,6 +116,7 @@ def _entry(row: Part, column: Part, members: Sequence[_Member], records: Sequenc
         values=tuple(_value(cell, run, score) for cell, run in runs),
         expected=len(members),
         missing=tuple(cell.command for cell, run in members if run is None),
+        damaged=tuple(cell.damage for cell, _ in members if cell.damage),
         published=find(records, members[0][0].config, score) if members and score else None,
         commits=_distinct(run.get("commit") for _, run in runs),
         devices=_distinct(run.get("device") for _, run in runs),
@@ -141,6 +138,7 @@ def _teacher_entry(row: Part, column: Part, members: Sequence[_Member], records:
         values=found,
         expected=len(found) or min(len(members), 1),
         missing=() if found else tuple(cell.command for cell, run in members if run is None)[:1],
+        damaged=() if found else tuple(cell.damage for cell, _ in members if cell.damage),
         published=find(records, as_teacher(members[0][0].config), score) if members and score else None,
         commits=(),
         devices=(),

@@ -12,7 +12,7 @@ from lowbit.results.pivot import Entry, Pivot
 from lowbit.results.scores import scale_of, std
 from lowbit.results.table import numbers_of
 from lowbit.results.terminal import print_grid
-from lowbit.results.text import EMPTY, judged, notes_on, origin, score_text
+from lowbit.results.text import EMPTY, damage_notes, judged, notes_on, origin, score_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,9 +70,10 @@ def grid_of(table: Pivot) -> Grid:
 
 def _mean(entry: Entry) -> str:
     if not entry.values:
-        return "not run" if entry.expected else EMPTY
+        return ("damaged" if entry.damaged else "not run") if entry.expected else EMPTY
     text = score_text(entry.values, entry.score)
-    return text if len(entry.values) == entry.expected else f"{text}, {len(entry.values)} of {entry.expected}"
+    text = text if len(entry.values) == entry.expected else f"{text}, {len(entry.values)} of {entry.expected}"
+    return f"{text}, {len(entry.damaged)} damaged" if entry.damaged else text
 
 
 def _difference(difference: str, verdict: str) -> str:
@@ -84,6 +85,7 @@ def _notes(table: Pivot) -> list[str]:
     notes = [_READING, *notes_on([entry.published for entry in entries if entry.published])]
     commits = [commit for entry in entries for commit in entry.commits]
     notes.append(origin(commits, [device for entry in entries for device in entry.devices]))
+    notes += damage_notes(message for entry in entries for message in entry.damaged)
     if table.left_out:
         notes.append(f"In no cell: {'; '.join(dict.fromkeys(table.left_out))}.")
     return notes

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lowbit.results.run_file import finished_run
 from lowbit.results.scores import Comparison, Published, compare, std
 
 TEACHER = "teacher"
@@ -20,10 +22,27 @@ class Cell:
     command: str
     config: Mapping[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def _outcome(self) -> tuple[dict[str, Any] | None, str]:
+        return finished_run(self.run_dir)
+
+    @property
+    def run(self) -> dict[str, Any] | None:
+        """The content of its run.json, read once; None where it has not finished or the file is damaged."""
+        return self._outcome[0]
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with its run.json, and the remedy; nothing where nothing is."""
+        return self._outcome[1]
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: the cells that differ only in their seed; `None` where nothing has run."""
+    """One line of a table: the cells that differ only in their seed; `None` where nothing has run.
+
+    `missing` holds the commands of the cells without a value; `damaged` says of some of them which file is to blame.
+    """
 
     label: str
     metric: str | None
@@ -36,6 +55,7 @@ class Row:
     n: int
     expected: int
     missing: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
     teacher_id: str | None = None
     commits: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
@@ -60,10 +80,12 @@ class Row:
 
     @property
     def status(self) -> str:
-        """`done`, `2 of 3 seeds` or `not run`."""
+        """`done`, `2 of 3 seeds` or `not run`; `damaged` or `2 of 3 seeds, 1 damaged` where files cannot be read."""
         if self.n == 0:
-            return "not run"
-        return "done" if self.n == self.expected else f"{self.n} of {self.expected} seeds"
+            return "damaged" if self.damaged else "not run"
+        if self.n == self.expected:
+            return "done"
+        return f"{self.n} of {self.expected} seeds" + (f", {len(self.damaged)} damaged" if self.damaged else "")
 
 
 def get(config: Mapping[str, Any], dotted: str) -> Any:

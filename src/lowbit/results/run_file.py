@@ -30,14 +30,26 @@ def read_run(run_dir: Path) -> dict[str, Any] | None:
         ValueError: the file is not JSON, of another schema, or lacks what a table row needs.
     """
     path = run_dir / RUN_FILE
-    payload = read_json(path)
-    if payload is None and not path.exists():
-        return None
+    try:
+        payload = read_json(path)
+        if payload is None and not path.exists():
+            return None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}). Make it readable.") from error
     problem = _problem(payload)
     if problem is not None:
         raise ValueError(_message(path, problem))
     run: dict[str, Any] = payload
     return run
+
+
+def finished_run(run_dir: Path) -> tuple[dict[str, Any] | None, str]:
+    """Return the `run.json` of a finished run, or what is wrong with that file; None and nothing of any other run."""
+    try:
+        run = read_run(run_dir)
+    except ValueError as error:
+        return None, str(error)
+    return (run if run is not None and run["status"] == "finished" else None), ""
 
 
 def _message(path: Path, problem: str) -> str:

@@ -158,7 +158,10 @@ def rows_of(text: str) -> list[dict[str, str]]:
         ValueError: saying what is wrong; csv.Error: the same.
     """
     rows: list[dict[str, str]] = []
-    for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    if text and not {"stage", "step"} <= set(reader.fieldnames or ()):
+        raise ValueError("the first line does not name the columns")
+    for row in reader:
         cells: dict[str, str] = {key: value for key, value in row.items() if value != ""}
         if None in row or None in row.values() or not {"stage", "step"} <= cells.keys():
             raise ValueError(f"row {len(rows) + 1} does not have the columns of the first line")

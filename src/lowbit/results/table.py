@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lowbit.results.formats import FORMATS, Format, Grid, write_grid
 from lowbit.results.rows import Row
 from lowbit.results.scores import Comparison, Published
-from lowbit.results.text import cells, columns, notes_on, provenance
+from lowbit.results.text import cells, columns, damage_notes, notes_on, provenance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Format", "print_table", "provenance", "render", "to_frame"]
 
-_STYLE = {"done": "green", "not run": "red"}
+_STYLE = {"done": "green", "not run": "red", "damaged": "red"}
 _MIN_WIDTH = 80
 _ROOMY_WIDTH = 100
 _CSV_COLUMNS = (
@@ -50,11 +50,12 @@ def grid_of(rows: Sequence[Row], fmt: Format, title: str) -> Grid:
     """The rows as text cells; all that goes with them stands on a page of `html` only."""
     heads, body = columns(rows), cells(rows)
     notes = notes_on([row.published for row in rows if row.published])
+    damaged = damage_notes(message for row in rows for message in row.damaged)
     if fmt != "html":  # the others are pasted into texts, which say the rest themselves
-        return Grid(heads, body, notes=[*notes, provenance(rows)] if notes else [])
+        return Grid(heads, body, notes=[*notes, *([provenance(rows)] if notes else []), *damaged])
     styles = {(number, len(heads) - 1): row.status.replace(" ", "-") for number, row in enumerate(rows)}
     missing = dict.fromkeys(command for row in rows for command in row.missing)
-    return Grid(heads, body, title, styles, notes=[*notes, provenance(rows)], commands=list(missing))
+    return Grid(heads, body, title, styles, notes=[*notes, provenance(rows), *damaged], commands=list(missing))
 
 
 def print_table(rows: Sequence[Row], title: str, console: "Console | None" = None) -> None:
@@ -70,7 +71,11 @@ def print_table(rows: Sequence[Row], title: str, console: "Console | None" = Non
 def print_origin(rows: Sequence[Row], console: "Console") -> None:
     """Print the provenance of the rows, and the commands that fill the missing cells."""
     print_notes(
-        [*notes_on([row.published for row in rows if row.published]), provenance(rows)],
+        [
+            *notes_on([row.published for row in rows if row.published]),
+            provenance(rows),
+            *damage_notes(message for row in rows for message in row.damaged),
+        ],
         list(dict.fromkeys(command for row in rows for command in row.missing)),
         console,
     )

@@ -1,7 +1,7 @@
 """Rows as the text a reader sees: headers, numbers in a sensible number of digits, provenance."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from lowbit.results.formats import Align
@@ -73,6 +73,11 @@ def notes_on(published: Sequence[Published]) -> list[str]:
     notes.append("Scores are those of the last weights; papers may report the best on the development set.")
     notes.append(f"Published: {'; '.join(sources)}.")
     return [*notes, *(f"Assumed: {text}." for text in assumed)]
+
+
+def damage_notes(damaged: Iterable[str]) -> list[str]:
+    """Say which files keep runs out of the table, and what to do."""
+    return [f"Damaged: {message}" for message in dict.fromkeys(damaged)]
 
 
 def _ranges(published: Sequence[Published]) -> bool:

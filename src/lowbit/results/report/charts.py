@@ -86,22 +86,25 @@ def _evaluated(style: int, group: Group) -> Series:
     cell, run = group.finished[0]
     found = dict(read_curves(cell.run_dir, run).validation)
     metric, done = validation_metric(run), 0
-    for stage in run["stages"]:  # what metrics.csv lacks without trainer.eval_every
+    for stage in run.get("stages", []):  # what metrics.csv lacks without trainer.eval_every
         done += stage["steps"]
         if metric in stage["metrics"]:
             found.setdefault(float(done - 1), scale_of(metric) * float(stage["metrics"][metric]))
     return Series(sorted(found.items()), style, group.label, dots=True)
 
 
-def loss_panels(groups: Sequence[Group]) -> tuple[str, list[str]]:
-    """Return the legend of the terms, and a panel for the first finished run of each group."""
+def loss_panels(groups: Sequence[Group]) -> tuple[str, list[str], list[str]]:
+    """Return the legend of the terms, a panel for the first finished run of each group, and what cannot be read."""
     curves: list[tuple[Group, Curves]] = []
+    damaged: list[str] = []
     for group in groups:
         if group.finished:
             cell, run = group.finished[0]
             found = read_curves(cell.run_dir, run)
             if found.terms:
                 curves.append((group, found))
+            if found.damage:
+                damaged.append(f"{group.label}: {found.damage}")
     names = {name: style for style, name in enumerate(dict.fromkeys(n for _, found in curves for n in found.terms))}
     panels = []
     for group, found in curves:
@@ -111,7 +114,7 @@ def loss_panels(groups: Sequence[Group]) -> tuple[str, list[str]]:
         parts = "; ".join(f"{place} {name}" for place, (_, name) in enumerate(found.parts, 1))
         note = f'<p class="soft">{escape(parts)}</p>'
         panels.append(figure(draw(chart) + note, group.label))
-    return legend(Entry(style, name) for name, style in names.items()), panels
+    return legend(Entry(style, name) for name, style in names.items()), panels, damaged
 
 
 def hidden_figure(groups: Sequence[Group], facts: dict[str, LayerFacts]) -> list[str]:

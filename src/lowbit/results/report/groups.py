@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lowbit.files import sha256_of
 from lowbit.results.collect import group_cells
 from lowbit.results.rows import Cell
-from lowbit.results.run_folder import METRICS_FILE
+from lowbit.results.run_file import RUN_FILE
+from lowbit.results.run_folder import METRICS_FILE, read_rows
 from lowbit.results.scores import scale_of
 
 _NOT_TERMS = ("lr", "lr_scales", "loss")
@@ -60,26 +61,33 @@ class Curves:
         terms: Each loss term over the steps of the recipe, as logged: without its weight.
         parts: Where a stage or a phase begins, and its name.
         validation: Every evaluation of `metric`, in the unit of papers.
+        damage: What is wrong with the file, and the remedy; there is nothing of it then.
     """
 
     terms: dict[str, list[Point]]
     parts: list[tuple[float, str]]
     validation: list[Point]
+    damage: str = ""
 
 
 def read_curves(folder: Path, run: dict[str, Any]) -> Curves:
-    """Return the curves of a finished run; empty ones where its metrics.csv is gone."""
-    path = folder / METRICS_FILE
-    rows: list[dict[str, str]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    """Return the curves of a finished run; empty ones where its metrics.csv is gone or damaged."""
+    try:
+        rows = _whole_rows(folder / METRICS_FILE, run.get("files", {}).get(METRICS_FILE))
+    except (ValueError, OSError) as error:
+        return Curves({}, [], [], damage=f"{error}; the curves are left out.")
     trained = [row for row in rows if "train/loss" in row]
     names = dict.fromkeys(key.removeprefix("train/") for row in trained for key in row if key.startswith("train/"))
     terms = {name: _points(trained, f"train/{name}") for name in names if _is_term(name)}
     metric = validation_metric(run)
     scale = scale_of(metric)
     return Curves(terms, _parts(trained), [(step, scale * value) for step, value in _points(rows, metric)])
+
+
+def _whole_rows(path: Path, recorded: str | None) -> list[dict[str, str]]:
+    if recorded is not None and path.exists() and sha256_of(path) != recorded:
+        raise ValueError(f"{path} is damaged (its SHA-256 is not that of {RUN_FILE}). Move it away")
+    return read_rows(path)
 
 
 def validation_metric(run: dict[str, Any]) -> str:

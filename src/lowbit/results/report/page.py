@@ -70,8 +70,10 @@ def _paragraphs(texts: Iterable[str], style: str = "") -> list[str]:
 
 def _progress(groups: Sequence[Group]) -> str:
     jobs, done = sum(len(group.cells) for group in groups), sum(len(group.finished) for group in groups)
+    damaged = sum(bool(cell.damage) for group in groups for cell in group.cells)
     missing = "" if done == jobs else f"; {jobs - done} not run, with the commands that run them at the end"
-    return f"{done} of {jobs} runs have finished{missing}."
+    told = f" Files of {damaged} of those are damaged: see below the table." if damaged else ""
+    return f"{done} of {jobs} runs have finished{missing}.{told}"
 
 
 def _table(report: Report) -> list[str]:
@@ -87,14 +89,15 @@ def _scores(report: Report) -> list[str]:
 
 
 def _losses(report: Report) -> list[str]:
-    key, panels = loss_panels(report.groups)
+    key, panels, damaged = loss_panels(report.groups)
+    notes = _paragraphs(damaged, "below")
     if not panels:
-        return _paragraphs(["No run has left its metrics.csv here."])
+        return notes or _paragraphs(["No run has left its metrics.csv here."])
     text = (
         "Terms as logged, before their weights, of the first finished seed of each row. Numbers mark the beginning of "
         "a stage, or of a phase in which tensors of the teacher stand in for the student's."
     )
-    shown = [*_paragraphs([text], "soft"), key, '<div class="panels">', *panels[:_OPEN_PANELS], "</div>"]
+    shown = [*notes, *_paragraphs([text], "soft"), key, '<div class="panels">', *panels[:_OPEN_PANELS], "</div>"]
     folded = panels[_OPEN_PANELS:]
     if folded:
         summary = f"<summary>{len(folded)} more</summary>"
@@ -169,7 +172,8 @@ def _commands(report: Report) -> list[str]:
         body += [*_paragraphs([f"Not run: {len(missing)}"], "not-run"), _pre(missing)]
     if finished:
         lines = [
-            f"# {run['run_id']}, commit {run.get('commit') or 'unknown'}\n{cell.command}" for cell, run in finished
+            f"# {run.get('run_id', cell.run_dir.name)}, commit {run.get('commit') or 'unknown'}\n{cell.command}"
+            for cell, run in finished
         ]
         body += [
             f"<details><summary>Each of the {len(finished)} finished runs alone</summary>",
