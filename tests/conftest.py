@@ -25,6 +25,25 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()  # libraries complain of what is still there at the very end
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Name failures as they happen, not at the end of the run only; xdist's workers have no terminal."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        config.pluginmanager.register(Failures(terminal))
+
+
+class Failures:
+    """Prints the name of a test as soon as it has failed."""
+
+    def __init__(self, terminal: Any) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write(f"\nFAILED {report.nodeid} ({report.when})\n", flush=True, red=True)
+
+
 @pytest.fixture(scope="session")
 def vectors() -> Path:
     """Folder of numbers computed by the published code; LOWBIT_VECTORS names another of the same format."""
