@@ -30,7 +30,7 @@ TINY = (
     "sweep=s",
 )
 TI = ("method=ti_g", *TINY)
-KEY = "0123456789abcdef0123456789abcdef01234567"
+KEY, TOKEN = "0123456789abcdef0123456789abcdef01234567", "hf_abcdefghijklmnopqrstuvwxyz"
 
 
 def records(file: Path) -> Iterator[Any]:
@@ -118,6 +118,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     outputs = f"paths.outputs={tmp_path_factory.mktemp('outputs')}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_API_KEY", KEY)  # it must not get anywhere, and offline it is not used
+        patch.setenv("HF_TOKEN", TOKEN)
         first = run(outputs, "logger.figures=false")
         original = DistillationModule.losses
         with pytest.MonkeyPatch.context() as broken:
@@ -268,7 +269,8 @@ def test_no_key_is_in_any_file(folders: list[Path]) -> None:
     outputs = folders[0].parents[3]
     files = [path for path in outputs.rglob("*") if path.is_file()]
     assert sum(path.suffix == ".wandb" for path in files) == 5, "three runs, one of them twice, and their teacher"
-    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+    secrets = (KEY.encode(), TOKEN.encode())
+    assert [path for path in files if any(secret in path.read_bytes() for secret in secrets)] == []
 
 
 def test_wandb_is_online_only_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

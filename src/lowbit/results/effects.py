@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from lowbit.results.formats import Grid
+from lowbit.results.formats import Grid, write_csv
 from lowbit.results.scores import scale_of, std
 from lowbit.results.text import EMPTY, score_text
 
@@ -113,13 +111,11 @@ def _notes(effects: Sequence[Effect]) -> list[str]:
 
 def effects_csv(effects: Sequence[Effect], metric: str | None) -> str:
     """Return the raw numbers, in the unit of run.json."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    lines: list[Sequence[object]] = [_COLUMNS]
     for place, effect in enumerate(ranked(effects)):
         mean = fmean(effect.scores) if effect.scores else None
         low, high = effect.interval or (None, None)
         reading = "" if place == 0 else effect.reading
         facts = [effect.slot, effect.change, metric, len(effect.scores), effect.expected]
-        writer.writerow([*facts, mean, effect.mean, low, high, reading])
-    return buffer.getvalue()
+        lines.append([*facts, mean, effect.mean, low, high, reading])
+    return write_csv(lines)

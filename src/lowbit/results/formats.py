@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -21,7 +23,15 @@ _LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
 )
-_CSS = """\
+_CELL = str.maketrans({"\\": "\\\\", "|": "\\|"})  # of Markdown: what would end it
+NARROW = "50rem"
+"""Screens below it are told that a table scrolls."""
+OPEN_TABLE = (
+    '<p class="hint">The table scrolls sideways.</p>',
+    '<div class="wide" tabindex="0"><table>',  # the arrow keys scroll what can be tabbed to
+)
+_CSS = (
+    """\
 body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5em auto; max-width: 75em; padding: 0 1em; color: #222; }
 h1 { font-size: 1.2em; }
 .wide { overflow-x: auto; }
@@ -34,7 +44,11 @@ tr.new td { border-top: 1px solid #ccc; padding-top: .5em; }
 .below, .not-run { color: #b3261e; }
 .above { color: #1a56b0; }
 pre { overflow-x: auto; background: #f4f4f4; padding: .6em; }
-@media print { pre { white-space: pre-wrap; } }"""
+.hint { display: none; color: #555; }
+@media print { pre { white-space: pre-wrap; } }
+"""
+    f"@media screen and (max-width: {NARROW}) {{ .hint {{ display: block; }} }}"
+)
 
 
 @dataclass(frozen=True)
@@ -86,12 +100,23 @@ def write_grid(grid: Grid, fmt: Format) -> str:
     raise ValueError(f"unknown table format {fmt!r}, choose one of md, latex, html")
 
 
+def write_csv(lines: Iterable[Sequence[object]]) -> str:
+    """Return lines of CSV; a text that a spreadsheet would take for a formula has an apostrophe before it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([_no_formula(cell) for cell in line] for line in lines)
+    return buffer.getvalue()
+
+
+def _no_formula(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
 def _markdown(grid: Grid) -> str:
     rule = ["---" if align == "left" else "---:" for _, align in grid.heads]
     lines = [[name for name, _ in grid.heads], rule, *grid.lines]
-    escaped = [[_on_one_line(cell).replace("|", "\\|") for cell in line] for line in lines]
-    text = "".join("| " + " | ".join(line) + " |\n" for line in escaped)
-    text += "".join(f"\n{_on_one_line(note)}\n" for note in grid.notes)
+    text = "".join("| " + " | ".join(_plain(cell).translate(_CELL) for cell in line) + " |\n" for line in lines)
+    text += "".join(f"\n{_plain(note)}\n" for note in grid.notes)
     if grid.commands:
         commands = (line for command in grid.commands for line in _LINE_ENDS.split(command))
         text += "\nTo fill the missing cells:\n\n" + "".join(f"    {line}\n" for line in commands)
@@ -100,6 +125,11 @@ def _markdown(grid: Grid) -> str:
 
 def _on_one_line(text: str) -> str:
     return _LINE_ENDS.sub(" ", text)
+
+
+def _plain(text: str) -> str:
+    """Return a line of Markdown of which nothing becomes a tag of HTML."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", _on_one_line(text))
 
 
 def _latex(grid: Grid) -> str:
@@ -134,7 +164,7 @@ def html_table(grid: Grid) -> list[str]:
         opening = '<tr class="new">' if number in grid.groups else "<tr>"
         rows.append(f"{opening}{''.join(cells)}</tr>")
     return [
-        '<div class="wide"><table>',
+        *OPEN_TABLE,
         f"<thead><tr>{''.join(heads)}</tr></thead>",
         "<tbody>",
         *rows,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 from lowbit.config.enums import XglueTask
 from lowbit.config.xglue_tasks import XGLUE_TASKS
 from lowbit.results.collect import collect
-from lowbit.results.formats import Align, Format, Grid, write_grid
+from lowbit.results.formats import Align, Format, Grid, write_csv, write_grid
 from lowbit.results.rows import Cell, Row
 from lowbit.results.table import print_origin
 from lowbit.results.text import EMPTY, damage_notes, score
@@ -89,15 +87,13 @@ class LanguageTable:
         print_origin(self.rows, console)
 
     def _csv(self) -> str:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(("method", "language", "metric", "mean", "std", "n", "expected"))
+        lines: list[Sequence[object]] = [("method", "language", "metric", "mean", "std", "n", "expected")]
         columns: dict[str, Sequence[Row]] = {**self.by_language, MEAN: self.rows}
         for place, row in enumerate(self.rows):
             for language, rows in columns.items():
                 part = rows[place]
-                writer.writerow([row.label, language, part.metric, part.mean, part.std, len(part.values), row.expected])
-        return buffer.getvalue()
+                lines.append([row.label, language, part.metric, part.mean, part.std, len(part.values), row.expected])
+        return write_csv(lines)
 
 
 def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:

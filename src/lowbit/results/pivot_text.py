@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from lowbit.results.formats import Format, Grid, write_grid
+from lowbit.results.formats import Format, Grid, write_csv, write_grid
 from lowbit.results.pivot import Entry, Pivot
 from lowbit.results.scores import scale_of, std
 from lowbit.results.table import numbers_of
@@ -92,18 +91,16 @@ def _notes(table: Pivot) -> list[str]:
 
 
 def _csv(table: Pivot) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_CSV_COLUMNS)
+    lines: list[Sequence[object]] = [_CSV_COLUMNS]
     for entry in table.entries:
         mean = fmean(entry.values) if entry.values else None
         published = entry.published
         sources, assumed = (published.sources, published.assumed) if published else ((), ())
         joined = map("; ".join, (sources, assumed, entry.commits, entry.devices, entry.missing))
-        writer.writerow(
+        lines.append(
             [
                 *(entry.row, entry.column, entry.score, mean, std(entry.values), len(entry.values), entry.expected),
                 *(scale_of(entry.score), *numbers_of(published, entry.comparison)[:-1], entry.status, *joined),
             ]
         )
-    return buffer.getvalue()
+    return write_csv(lines)

@@ -1,11 +1,9 @@
 """Tables of rows, a line per method: a DataFrame, Markdown, LaTeX, CSV, HTML, the terminal."""
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lowbit.results.formats import FORMATS, Format, Grid, write_grid
+from lowbit.results.formats import FORMATS, Format, Grid, write_csv, write_grid
 from lowbit.results.rows import Row
 from lowbit.results.scores import Comparison, Published
 from lowbit.results.text import cells, columns, damage_notes, notes_on, provenance
@@ -121,16 +119,14 @@ def _rich(rows: Sequence[Row], title: str, width: int) -> "Table":
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     published = any(row.published for row in rows)
-    writer.writerow([*_CSV_COLUMNS, *(_CSV_PUBLISHED if published else ())])
+    lines: list[list[object]] = [[*_CSV_COLUMNS, *(_CSV_PUBLISHED if published else ())]]
     for row in rows:
         sizes = [row.bits, row.simulated_mb, row.compression, row.steps, row.seconds]
         origin = [row.teacher_id, "; ".join(row.commits), "; ".join(row.devices)]
         line = [row.label, row.metric, row.mean, row.std, row.n, row.expected, *sizes, row.status, *origin]
-        writer.writerow([*line, *(numbers_of(row.published, row.comparison) if published else ())])
-    return buffer.getvalue()
+        lines.append([*line, *(numbers_of(row.published, row.comparison) if published else ())])
+    return write_csv(lines)
 
 
 def numbers_of(published: Published | None, comparison: Comparison | None) -> list[object]:

@@ -221,7 +221,8 @@ def fit_stage(
         print(f"  resuming stage {stage.name} at step {resumed} of {stage.steps}", flush=True)
     try:
         if stage.steps > 0:  # none: calibrated and evaluated only (post-training quantization)
-            trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint) if resumed else None)
+            ckpt = str(checkpoint) if resumed else None
+            trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
     except SystemExit as exit_:
         if trainer.interrupted:  # Lightning turns Ctrl-C into exit(1), which would read as a failure
             raise KeyboardInterrupt from exit_
