@@ -21,6 +21,7 @@ addEventListener("load", () => {
     return own.left < all.left - 1 || own.right > all.right + 1 || own.bottom > all.bottom + 1;
   });
   document.title = JSON.stringify({
+    hints: [...document.querySelectorAll(".hint")].map((hint) => getComputedStyle(hint).display),
     width: root.scrollWidth, window: innerWidth, drawn: Math.min(...drawn), read: Math.min(...read),
     cut: cut.map((text) => text.textContent), loaded: performance.getEntriesByType("resource").map((e) => e.name),
   });
@@ -30,7 +31,14 @@ addEventListener("load", () => {
 
 @pytest.fixture(scope="module")
 def overrides(tiny: list[str], outputs: Path) -> list[str]:
-    return ["method=ternarybert,kd_qat", *tiny, "budget.steps=3", "trainer.log_every=1", f"paths.outputs={outputs}"]
+    return [
+        "method=ternarybert,kd_qat",
+        "seed=1",
+        *tiny,
+        "budget.steps=3",
+        "trainer.log_every=1",
+        f"paths.outputs={outputs}",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +92,7 @@ def test_page_in_a_browser(page, tmp_path):
     assert found["width"] <= found["window"] <= 500  # a window is never narrower than the browser wants
     assert found["read"] >= 16
     assert found["drawn"] >= 15.5
+    assert set(found["hints"]) == {"block"}  # the tables scroll, and it says so
     picture = tmp_path / "report.png"
     browse(page, tmp_path, "1200,2000", f"--screenshot={picture}")
     assert picture.stat().st_size > 20_000

@@ -23,14 +23,15 @@ def verb(tiny: list[str], outputs: Path) -> Verb:
 
     def run(name: str, *words: str, steps: int = 62) -> int:
         launcher = ["--launcher", "basic"] if name == "sweep" or "-m" in words else []
-        return main([name, *words, *launcher, *tiny, f"budget.steps={steps}", f"paths.outputs={outputs}"])
+        one = ["seed=1"] if "demo" in words and not any(word.startswith("seed=") for word in words) else []
+        return main([name, *words, *one, *launcher, *tiny, f"budget.steps={steps}", f"paths.outputs={outputs}"])
 
     return run
 
 
 @pytest.mark.parametrize(
     ("words", "steps"),
-    [(("method=ternarybert,kd_qat",), 3), pytest.param((), 62, marks=pytest.mark.slow, id="all")],
+    [(("method=ternarybert,kd_qat", "seed=1"), 3), pytest.param(("seed=1",), 62, marks=pytest.mark.slow, id="all")],
 )
 def test_sweep_runs_and_its_table_finds_the_runs(words, steps, verb, outputs, runs_in, capsys):
     """What other sweeps are made of is composed in tests/config, and trained in test_run_everything."""
@@ -191,7 +192,7 @@ def test_dry_run_lists_states_and_starts_nothing(verb, outputs, runs_in, capsys)
         (["sweep", "demo", "hydra/launcher=joblib", "--dry-run"], "leave out --jobs"),
         (["sweep", "search_digits"], "lowbit search"),
         (["search", "demo", "--trials", "0"], "--trials 0"),
-        (["search", "demo", "method=ti_g", "--trials", "2"], "no override varies"),
+        (["search", "demo", "method=ti_g", "seed=1", "--trials", "2"], "no override varies"),
     ],
 )
 def test_options_that_do_not_fit(words, told, capsys, monkeypatch, tmp_path):
@@ -265,5 +266,5 @@ def test_hydra_gets_the_jobs_that_we_expand(overrides):
 
 def test_last_override_of_a_key_counts():
     assert C.expand(["seed=1,2", "method=ti_m", "seed=3"]) == [["seed=3", "method=ti_m"]]
-    jobs = C.expand(C.sweep_overrides("demo", ["method=ti_o,ti_g"]))
+    jobs = C.expand(C.sweep_overrides("demo", ["method=ti_o,ti_g", "seed=1"]))
     assert [[word for word in job if word.startswith("method")] for job in jobs] == [["method=ti_o"], ["method=ti_g"]]

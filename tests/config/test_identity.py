@@ -204,7 +204,7 @@ def test_jobs_of_a_sweep_are_the_runs_that_train_would_do():
     """`lowbit train METHOD` of a cell and the sweep's job are one run."""
     jobs = C.expand(C.sweep_overrides("demo", ["seed=2"]))
     ids = {identity.run_id(load(job)[0]) for job in jobs}
-    assert len(ids) == 4
+    assert len(ids) == 5
     alone, _ = load(["experiment=digits/ternarybert", "method=ti_m", "seed=2"])
     assert identity.run_id(alone) in ids
 

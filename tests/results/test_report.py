@@ -1,5 +1,6 @@
 """The page of a report, from runs on disk: what it shows, what it escapes, what it never loads."""
 
+import itertools
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -155,6 +156,26 @@ def test_ticks_are_round_and_inside(values, log, expected):
     axis = Axis(values, 0, 100, log=log)
     assert axis.ticks() == pytest.approx(expected)
     assert all(0 <= axis(tick) <= 100 for tick in axis.ticks())
+
+
+def test_equal_points_stand_side_by_side_in_the_plot():
+    """Six rows of two seeds with one size and one score; a line keeps its own points."""
+    clouds = [Series([(0.07, 97.0)] * 2, style, f"row{style}", line=False, dots=True) for style in range(3)]
+    single = Series([(209.0, 98.0)], 1, dots=True)
+    for series, log_x in ((clouds, True), ([Series([(60.0, 97.0), (209.0, 98.0)], 0, dots=True), single], False)):
+        places = re.findall(r'class="dot[^"]*" d="M([\d.]+) ([\d.]+)', draw(Chart("t", series, "MB", "s", log_x=log_x)))
+        xs = sorted(float(x) for x, _ in places)
+        assert len(xs) == sum(len(one.points) for one in series)
+        assert all(b - a > 5 for a, b in itertools.pairwise(xs))
+        assert 50 < xs[0] < xs[-1] < WIDTH
+
+
+def test_axes_say_that_they_are_logarithmic():
+    series = [Series([(1.0, 2.0), (100.0, 3.0)], 0)]
+    logarithmic = draw(Chart("t", series, "MB", "loss", log_x=True, log_y=True))
+    assert ">MB (log scale)<" in logarithmic
+    assert ">loss on a log scale<" in logarithmic
+    assert "log" not in draw(Chart("t", series, "MB", "loss"))
 
 
 def test_chart_leaves_out_what_its_axes_cannot_show():

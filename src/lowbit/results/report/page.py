@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from lowbit.results.formats import Grid, html_page, html_table
+from lowbit.results.formats import OPEN_TABLE, Grid, html_page, html_table
 from lowbit.results.report.charts import hidden_figure, histogram_figures, loss_panels, score_figures
 from lowbit.results.report.groups import Group
 from lowbit.results.report.layers import LayerFacts, SiteFacts
@@ -83,7 +83,8 @@ def _table(report: Report) -> list[str]:
 def _scores(report: Report) -> list[str]:
     text = (
         "Size: every finished run, in MB of packed weights; the teacher's are at 32 bits. Steps: the first finished "
-        "seed of each row, evaluated after each stage and every trainer.eval_every steps."
+        "seed of each row, evaluated after each stage and every trainer.eval_every steps. Points that would "
+        "cover each other stand side by side."
     )
     return [*_paragraphs([text], "soft"), *score_figures(report.groups)]
 
@@ -132,12 +133,12 @@ def _errors(sites: Mapping[str, Mapping[str, SiteFacts]]) -> list[str]:
     means = [sum(site.error for site in mine.values()) / len(mine) for mine in sites.values()]
     mean = "".join(f'<td class="right">{value:.3f}</td>' for value in means)
     return [
-        '<div class="wide"><table>',
+        *OPEN_TABLE,
         f'<thead><tr><th scope="col">weight</th>{heads}</tr></thead>',
         f'<tbody><tr><th scope="row">mean of {len(names)}</th>{mean}</tr></tbody>',
         "</table></div>",
         "<details><summary>Each weight</summary>",
-        '<div class="wide"><table>',
+        *OPEN_TABLE,
         f'<thead><tr><th scope="col">weight</th>{heads}</tr></thead>',
         f"<tbody>{''.join(rows)}</tbody>",
         "</table></div></details>",

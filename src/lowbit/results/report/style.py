@@ -1,5 +1,7 @@
 """The style sheet of a report: light and dark, phone and paper; colours that colour-blind readers tell apart."""
 
+from lowbit.results.formats import NARROW
+
 # Okabe and Ito's palette without its yellow, which white paper swallows; on dark ground lighter shades of it.
 _LIGHT = ("#0072b2", "#c44e00", "#00795a", "#b0487f", "#8a6d00", "#3f7fbf", "#5b4bb7", "#4d4d4d")
 _DARK = ("#5fb4f0", "#ff9a52", "#3ecfa3", "#ee9fc9", "#e8c14a", "#a5d3f7", "#b6a8ff", "#c9c9c9")
@@ -28,6 +30,8 @@ a {{ color: var(--c0); }}
 nav a {{ display: inline-block; margin-right: 1em; padding: .15em 0; }}
 .soft {{ color: var(--soft); }}
 .wide {{ overflow-x: auto; }}
+.hint {{ display: none; color: var(--soft); }}
+@media screen and (max-width: {NARROW}) {{ .hint {{ display: block; }} }}
 table {{ border-collapse: collapse; border-block: 2px solid var(--ink); font-variant-numeric: tabular-nums; }}
 th {{ border-bottom: 1px solid var(--ink); text-align: left; vertical-align: bottom; }}
 th, td {{ padding: .25em .7em; }}

@@ -12,6 +12,7 @@ from lowbit.results.report.groups import Point
 WIDTH, HEIGHT = 340, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 30, 48
 _MARK_WIDTH = 14
+_APART, _FARTHEST = 11, 4  # pixels between markers that would cover each other, and places to either side
 STYLES = 8  # colours of the style sheet; the ninth series has the first colour again, with another dash and marker
 _MARKERS = ("circle", "square", "triangle", "diamond")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -100,7 +101,10 @@ def draw(chart: Chart) -> str:
     y = Axis((p[1] for s in chart.series for p in s.points), HEIGHT - _BOTTOM, _TOP, log=chart.log_y)
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">', f"<title>{escape(chart.title)}</title>"]
     parts += [f'<text x="4" y="18">{escape(chart.y)}</text>', *_grid(x, y)]
-    parts.append(f'<text class="end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}">{escape(chart.x)}</text>')
+    below = f"{chart.x} (log scale)" if x.log else chart.x
+    parts.append(f'<text class="end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}">{escape(below)}</text>')
+    if y.log:  # not beside the name: the marks stand there
+        parts.append(f'<text x="4" y="{HEIGHT - 4}">{escape(chart.y)} on a log scale</text>')
     free = 0.0
     for value, text in chart.marks:
         place = x(value)
@@ -108,9 +112,14 @@ def draw(chart: Chart) -> str:
             told, free = max(place, free), max(place, free) + _MARK_WIDTH
             parts.append(f'<path class="mark" d="M{place:.1f} {_TOP}V{HEIGHT - _BOTTOM}"/>')
             parts.append(f'<text class="mark middle" x="{told:.1f}" y="18">{escape(text)}</text>')
-    for series in chart.series:
-        parts += _series(series, x, y)
+    taken: list[Point] = []
+    for series in sorted(chart.series, key=lambda one: not _is_line(one)):  # markers of lines keep their places
+        parts += _series(series, x, y, taken)
     return "".join([*parts, "</svg>"])
+
+
+def _is_line(series: Series) -> bool:
+    return series.line and len(series.points) > 1
 
 
 def _grid(x: Axis, y: Axis) -> list[str]:
@@ -127,18 +136,33 @@ def _grid(x: Axis, y: Axis) -> list[str]:
     return parts
 
 
-def _series(series: Series, x: Axis, y: Axis) -> list[str]:
+def _series(series: Series, x: Axis, y: Axis, taken: list[Point]) -> list[str]:
     placed = [(x(a), y(b)) for a, b in series.points]
     shown = [(a, b) for a, b in placed if a is not None and b is not None]
+    if not _is_line(series):
+        return [_marker(*_beside(place, taken), series.style, series.name) for place in shown]
     parts = []
-    if series.line and len(shown) > 1:
+    if len(shown) > 1:
         path = "L".join(f"{a:.1f} {b:.1f}" for a, b in shown)
         parts.append(f'<path class="line {_color(series.style)}"{_dash(series.style)} d="M{path}"/>')
     if series.dots or len(shown) == 1:
         # Later markers are smaller, so that of equal points all can be seen.
         size = 1.3 - 0.09 * (series.style % STYLES)
+        taken += shown
         parts += [_marker(a, b, series.style, series.name, size) for a, b in shown]
     return parts
+
+
+def _beside(place: Point, taken: list[Point]) -> Point:
+    """Return the place, or the nearest free one to its left or right, and take it; its own where none is near."""
+    for step in range(2 * _FARTHEST + 1):
+        shift = _APART * ((step + 1) // 2) * (1 if step % 2 else -1)
+        here = place[0] + shift, place[1]
+        inside = _LEFT + _APART / 2 < here[0] < WIDTH - _RIGHT
+        if inside and all(abs(here[0] - a) >= _APART or abs(here[1] - b) >= _APART for a, b in taken):
+            taken.append(here)
+            return here
+    return place
 
 
 def sample(style: int, *, line: bool = True, dots: bool = False) -> str:
