@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from lowbit.cli import main
 from lowbit.config.enums import GlueTask
@@ -142,6 +143,20 @@ def test_no_network_and_no_cache_says_what_to_do(command: Command, capsys):
     err = refused(command("rte", "data.source=hub", "data.dir=null"), capsys)
     assert "neither cached nor reachable" in err
     assert "GLUE_DIR/RTE/train.tsv and GLUE_DIR/RTE/dev.tsv" in err
+
+
+@pytest.mark.parametrize("verb", ["train", "check"])
+def test_tokens_without_an_embedding_stop_the_run_before_anything_is_trained(
+    verb: str, command: Command, tiny_bert: Path, tmp_path: Path, capsys
+):
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "bert"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["more"])
+    tokenizer.save_pretrained(folder)
+    new = tmp_path / "new"
+    err = refused([verb, *command("rte")[1:], f"model.path={folder}", f"paths.outputs={new}"], capsys)
+    assert f"out of range: {len(tokenizer) - 1} ('more')" in err
+    assert not any((new / name).exists() for name in ("runs", "teachers"))
 
 
 def test_check_says_what_it_could_not_check(command: Command, capsys):

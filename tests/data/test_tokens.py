@@ -1,11 +1,12 @@
 """Ragged token arrays against padding by hand, and against the tokenizer's own padding."""
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertweetTokenizer
 
 from lowbit.data import tokens as module
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
@@ -54,8 +55,30 @@ def test_the_state_is_that_of_the_tokenizer_and_not_of_its_last_call(tokenizer, 
     assert tokenizer_state(tokenizer_with_more) != state
 
 
-def test_the_side_that_is_cut_is_part_of_the_state(tokenizer, tiny_bert: Path):
-    left = AutoTokenizer.from_pretrained(tiny_bert, truncation_side="left")
-    right, other = (tokenize(cutting, [SENTENCES], 4).ids for cutting in (tokenizer, left))
-    assert not torch.equal(right, other)
-    assert tokenizer_state(tokenizer) != tokenizer_state(left)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"truncation_side": "left"},
+        {"model_input_names": ["input_ids", "attention_mask"]},
+        {"split_special_tokens": True},
+        {"do_lower_case": False},
+    ],
+)
+def test_what_changes_the_tokens_is_part_of_the_state(setting: dict[str, Any], tokenizer, tiny_bert: Path):
+    other = AutoTokenizer.from_pretrained(tiny_bert, **setting)
+    texts = [[*SENTENCES, "a [SEP] b"], [*OTHERS, "c"]]
+    found = [tokenize(cutting, texts, 6) for cutting in (tokenizer, other)]
+    assert not all(torch.equal(*values) for values in zip(*map(astuple, found), strict=True))
+    assert tokenizer_state(tokenizer) != tokenizer_state(other)
+
+
+def test_merges_of_a_tokenizer_in_python_are_part_of_the_state_and_its_folder_is_not(tmp_path: Path):
+    """Its vocabulary does not show them."""
+    states = []
+    for name, merges in (("one", "w o 9"), ("same", "w o 9"), ("other", "o r</w> 9")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "vocab.txt").write_text("word 1\n")
+        (folder / "bpe.codes").write_text(f"{merges}\n")
+        states.append(tokenizer_state(BertweetTokenizer(str(folder / "vocab.txt"), str(folder / "bpe.codes"))))
+    assert states[0] == states[1] != states[2]

@@ -53,6 +53,17 @@ def roberta(seed: int = 0, **changes: object) -> nn.Module:
     return RobertaForSequenceClassification(RobertaConfig(**settings | changes)).eval()
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_roberta_reads_token_types_if_it_has_two(rows: int):
+    """One row of embeddings leaves nothing to tell apart: BERT's second type would be out of range."""
+    model = roberta(type_vocab_size=rows)
+    batch = {"input_ids": torch.arange(4, 10)[None], "attention_mask": torch.ones(1, 6, dtype=torch.int64)}
+    types = {"token_type_ids": torch.tensor([[0, 0, 0, 1, 1, 1]])}
+    expected = model(**batch, **(types if rows == 2 else {})).logits
+    assert torch.equal(family_of(model).call(model, batch | types), expected)
+    assert torch.equal(expected, model(**batch).logits) == (rows == 1)
+
+
 def test_roberta_is_of_the_family_of_xlm_r(w2a8):
     ids = torch.randint(4, 30, (3, 7), generator=torch.Generator().manual_seed(5))
     mask = torch.arange(7) < torch.tensor([[7], [4], [5]])

@@ -185,10 +185,11 @@ def test_what_needs_one_architecture_is_refused_with_another(shared: Path):
 
 
 def test_two_tokenizers_are_refused(teacher_folder: Path, mrpc: Overrides, tmp_path: Path):
-    BertModel.from_pretrained(teacher_folder).save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    model, tokenizer = BertModel.from_pretrained(teacher_folder), AutoTokenizer.from_pretrained(teacher_folder)
     tokenizer.add_tokens(["another"])
-    tokenizer.save_pretrained(tmp_path)
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path)
     fresh = ["method=qat_logits", "method.stages.qat.student=fresh", "+model@teacher.model=hf"]
     with pytest.raises(ConfigError, match=r"teacher\.model=hf has another tokenizer than model=hf"):
         train(*load(mrpc(*fresh, f"teacher.model.path={tmp_path}")))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lowbit.files import sha256_of
 
 _CHUNK = 8192  # texts tokenised at once: bounds the memory that Python lists take
 
@@ -87,20 +92,31 @@ def tokenize(tokenizer: Any, texts: Sequence[Sequence[str]], max_length: int | N
 
 
 def tokenizer_state(tokenizer: Any) -> str:
-    """Return everything that decides the ids: vocabulary, normalisation, special tokens, versions of the libraries."""
-    import json
-
+    """Return everything that decides ids and types: vocabulary, normalisation, special tokens, library versions."""
     import tokenizers
     import transformers
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # a tokenizer in Python
-        state = {"vocabulary": tokenizer.get_vocab(), "settings": repr(sorted(tokenizer.init_kwargs.items()))}
+    if backend is None:
+        state = _python_state(tokenizer)
     else:
         state = json.loads(backend.to_str())
         for call in ("truncation", "padding"):  # left over from the last call
             state.pop(call, None)
     state["class"] = type(tokenizer).__name__
-    state["cut"] = tokenizer.truncation_side  # a setting of the tokenizer that the backend shows in calls only
+    # Settings that the backend shows in calls only.
+    state["cut"] = tokenizer.truncation_side
+    state["types"] = "token_type_ids" in tokenizer.model_input_names
+    state["splits special tokens"] = tokenizer.split_special_tokens
+    state["blank first"] = getattr(tokenizer, "add_prefix_space", None)
     state["versions"] = [tokenizers.__version__, transformers.__version__]
     return json.dumps(state, sort_keys=True)
+
+
+def _python_state(tokenizer: Any) -> dict[str, Any]:
+    """Return the state of a tokenizer in Python: its files hold what the vocabulary does not show, such as merges."""
+    with TemporaryDirectory() as folder:
+        files = [sha256_of(Path(file)) for file in tokenizer.save_vocabulary(folder)]
+    places = ("name_or_path", "special_tokens_map_file", *tokenizer.vocab_files_names)
+    settings = {name: value for name, value in tokenizer.init_kwargs.items() if name not in places}
+    return {"vocabulary": tokenizer.get_vocab(), "files": files, "settings": repr(sorted(settings.items()))}

@@ -18,6 +18,7 @@ from lowbit.data import DataInfo
 from lowbit.data.hub import OutOfReachError, quiet_hub
 from lowbit.modeling.descriptions import described_labels, label_order, name_labels, reorder_head, timm_labels
 from lowbit.modeling.families import family_of
+from lowbit.modeling.text_inputs import fit_tokenizer
 from lowbit.modeling.weights import not_finite, read_weights
 
 _SMALL_IMAGE = 32  # pixels
@@ -67,21 +68,24 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int, origin: Origin =
 
 
 def build_tokenizer(config: ModelConfig) -> Any:
-    """Return the tokenizer of a Hugging Face model.
+    """Return the tokenizer of a Hugging Face model; it gives token types where the model tells them apart.
 
     Raises:
-        ValueError: a folder or name that does not hold one.
+        OutOfReachError: a name on the hub, which is neither cached nor reachable.
+        ValueError: a folder or name that does not hold one, or one that does not fit the model.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     source = source_of(config)
     with _loaded_by_library(config, f"model.path={source}", "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=config.revision or "main", **NO_CODE)
+        described = AutoConfig.from_pretrained(source, revision=config.revision or "main", **NO_CODE)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # made up from config.json: every word is unknown
         raise ValueError(
             f"model.path={source}: no tokenizer files there, such as tokenizer.json or vocab.txt; put those of the "
             "checkpoint that the model was trained from beside its weights (tokenizer.save_pretrained)"
         )
+    fit_tokenizer(f"model.path={source}", tokenizer, described)
     return tokenizer
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, explain
-from lowbit.config.schema import Config
+from lowbit.config.schema import Config, TokenizerKind
 from lowbit.data.hub import OutOfReachError
 from lowbit.data.image_sets import unusable_images
 from lowbit.data.text_rows import row_problems
+from lowbit.modeling.build import build_tokenizer
 from lowbit.training.preview import preview
 from lowbit.training.setup import device_problems, model_problems
 
@@ -39,9 +40,16 @@ def _read_by_models(config: Config) -> object:
     return config.data, config.model, config.teacher, students, config.trainer.precision
 
 
+def _tokenizer_problems(config: Config) -> Iterator[str]:
+    if config.data.tokenizer is TokenizerKind.model:
+        build_tokenizer(config.model)
+    yield from ()
+
+
 CHECKS = (
     Check("the device", lambda config: config.trainer, lambda config: device_problems(config.trainer)),
     Check("the models", _read_by_models, model_problems),
+    Check("the tokenizer", lambda config: (config.data.tokenizer, config.model), _tokenizer_problems),
     Check("the rows of the data", lambda config: config.data, lambda config: row_problems(config.data)),
     Check("the images of the data", lambda config: config.data, lambda config: unusable_images(config.data)),
 )

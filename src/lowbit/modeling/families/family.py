@@ -115,6 +115,8 @@ class Family:
         inputs = {name: batch[name] for name in self.inputs if name in batch}
         if not self.name.startswith("hf"):
             return model(*inputs.values())  # type: ignore[no-any-return]
+        if getattr(model.config, "type_vocab_size", 1) < 2:  # one type for all tokens: BERT's second is out of range
+            inputs.pop("token_type_ids", None)
         output = model(**inputs)
         if "start_logits" in output:
             return torch.stack([output.start_logits, output.end_logits], 1)

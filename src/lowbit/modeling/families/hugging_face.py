@@ -99,7 +99,7 @@ HF_ROBERTA = Family(
         "pooler": ("classifier.dense",),  # the head's tanh layer on the first token does what BERT's pooler does
         "classifier": ("classifier.out_proj", "classifier", "qa_outputs"),  # a linear layer, where words are tagged
     },
-    inputs=("input_ids", "attention_mask"),  # one token type only: ids of BERT's second segment are out of range
+    inputs=("input_ids", "attention_mask", "token_type_ids"),
     fused_qkv=False,
     route_attention=_route_hf,
 )
