@@ -159,6 +159,33 @@ def test_tokens_without_an_embedding_stop_the_run_before_anything_is_trained(
     assert not any((new / name).exists() for name in ("runs", "teachers"))
 
 
+@pytest.mark.parametrize("verb", ["train", "check"])
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["data.train_file=one.tsv"], "data=sst2: all training rows have the label positive; give rows of others too"),
+        (
+            ["data.train_size=1", "data.batch_size=1"],
+            "have the label positive; give rows of others too, or raise data.",
+        ),
+        (["data.batch_size=7"], "data.batch_size=7: sst2 has 6 training rows, and no batch could be that large"),
+        (["data.name=ag_news"], "data.name=ag_news: the rows are those of sst2; set data.name=sst2, or a name of your"),
+        (["data.eval_size=9"], "data.eval_size=9: sst2 has 4 such rows"),
+        (["data.train_file=own.tsv"], "train.tsv:2: sentence is empty"),  # which the teacher is trained on
+    ],
+)
+def test_what_would_teach_nothing_is_refused(verb, more, told, command: Command, changed_glue: Path, capsys, tmp_path):
+    folder = changed_glue / "SST-2"
+    (folder / "one.tsv").write_text("sentence\tlabel\n" + "fine\t1\n" * 4)
+    if more == ["data.train_file=own.tsv"]:
+        shutil.copy(folder / "train.tsv", folder / "own.tsv")
+        lines = (folder / "train.tsv").read_text().splitlines()
+        (folder / "train.tsv").write_text("\n".join([lines[0], " \t1", *lines[2:]]))
+    new = tmp_path / "new"
+    assert told in refused([verb, *command("sst2", *more, folder=changed_glue)[1:], f"paths.outputs={new}"], capsys)
+    assert not any((new / name).exists() for name in ("runs", "teachers"))
+
+
 def test_check_says_what_it_could_not_check(command: Command, capsys):
     """A login node may reach no hub: the settings are valid all the same, and no row was seen."""
     assert main(["check", *command("rte", "data.source=hub", "data.dir=null")[1:]]) == 0

@@ -24,7 +24,7 @@ def command(tiny_bert: Path, xglue: Path, outputs: Path) -> Command:
         steps = [f"{budget}={{steps: 2, epochs: null}}" for budget in ("budget", "teacher.budget")]
         quiet = ["logger=none", "trainer.progress=false", "trainer.threads=1", f"paths.outputs={outputs}"]
         model = ["model=hf", f"model.path={tiny_bert}", "data.languages=[en,de]", "data.max_length=32"]
-        return ["train", f"data={task}", f"data.dir={folder}", "data.batch_size=4", *model, *steps, *quiet, *more]
+        return ["train", f"data={task}", f"data.dir={folder}", "data.batch_size=3", *model, *steps, *quiet, *more]
 
     return build
 

@@ -2,12 +2,26 @@
 
 import math
 
-from lowbit.config.schema import BudgetConfig, StageConfig
+from lowbit.config.schema import BudgetConfig, DataConfig, StageConfig
+from lowbit.config.soft_labels import rows_per_step
 
 
 def epoch_steps(rows: int, batch_size: int) -> int:
     """Return the batches that cover every row once; the last one may be partial."""
     return -(-rows // batch_size)
+
+
+def check_batch(data: DataConfig, rows: int) -> None:
+    """Compare the training batch with the training rows.
+
+    Raises:
+        ValueError: every batch would be smaller than the config says.
+    """
+    if rows_per_step(data) > rows:
+        raise ValueError(
+            f"data.batch_size={data.batch_size}: {data.name} has {rows} training rows, and no batch could be that "
+            f"large; set data.batch_size to {data.batch_size * rows // rows_per_step(data)} or less"
+        )
 
 
 def total_steps(budget: BudgetConfig, steps_per_epoch: int) -> int | None:

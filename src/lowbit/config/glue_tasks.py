@@ -59,6 +59,11 @@ class TaskDescription:
         """Every labelled split; the official test labels are not public."""
         return (TRAIN, *(split for _, split in self.dev))
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the labels mean, in the order of their ids; nothing for a number."""
+        return self.names or self.labels
+
 
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")

@@ -38,6 +38,16 @@ def needs_teacher(config: S.Config) -> bool:
     )
 
 
+def trains_teacher(config: S.Config) -> bool:
+    """Whether the run has its teacher trained, unless one before it has."""
+    return needs_teacher(config) and config.teacher.source is S.TeacherSource.finetune
+
+
+def teacher_data(config: S.Config) -> S.DataConfig:
+    """Return the data of the teacher: whole images, and the task's own rows."""
+    return replace(config.data, soft_labels=None, train_file=None)
+
+
 def teacher_problems(config: S.Config) -> Iterator[str]:
     """Yield what is wrong with the teacher's source, and with losses that another architecture cannot serve."""
     yield from _source(config)

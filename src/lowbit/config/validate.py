@@ -108,12 +108,34 @@ def _data_and_model(config: S.Config) -> Iterator[str]:
 
 
 def _data(data: S.DataConfig) -> Iterator[str]:
+    yield from _data_name(data)
     if data.kind in _PUBLISHED_TEXT:
         yield from _published_text(data)
     if data.kind in IMAGE_FILES:
         yield from image_problems(data)
     elif data.image != S.ImageConfig():
         yield f"data.image: has no effect on data={data.name}; choose image files, for example data=imagenet"
+
+
+def _data_name(data: S.DataConfig) -> Iterator[str]:
+    """Refuse to train on one data set under the name of another: tables and files would call it that."""
+    match data.kind:
+        case S.DataKind.image_folder:
+            return  # the user's own images
+        case S.DataKind.glue:
+            content = data.task and data.task.name
+        case S.DataKind.xglue:
+            content = data.xglue_task and data.xglue_task.name
+        case S.DataKind.squad:
+            content = data.version and {S.SquadVersion.v1_1: "squad", S.SquadVersion.v2_0: "squad_v2"}[data.version]
+        case _:
+            content = data.kind.name
+    own = data.name.removeprefix(f"{content}_").removeprefix(f"{content}-")
+    if content is not None and data.name != content and own in (data.name, "v2"):
+        yield (
+            f"data.name={data.name}: the rows are those of {content}; set data.name={content}, or a name of your own "
+            f"that begins with {content}_"
+        )
 
 
 def _model(data: S.DataConfig, model: S.ModelConfig) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lowbit.config.schema import DataConfig, OnBadRow
@@ -43,6 +43,16 @@ def check_rows(config: DataConfig, bad: Sequence[str], usable: int, nothing: str
         raise ValueError(bad_rows_problem(bad))
     if not usable:
         raise ValueError(f"data={config.name}: {nothing}. {told(bad)}".rstrip())
+
+
+def check_labels_differ(config: DataConfig, labels: Iterable[float], names: Sequence[str]) -> None:
+    """Raise ValueError if all training rows have the same label: whatever a model says then, it has learned nothing."""
+    found = set(labels)
+    if len(found) == 1:
+        (label,) = found
+        only = names[int(label)] if names else f"{label:g}"
+        more = "" if config.train_size is None else f", or raise data.train_size={config.train_size}"
+        raise ValueError(f"data={config.name}: all training rows have the label {only}; give rows of others too{more}")
 
 
 def cached_tokens(

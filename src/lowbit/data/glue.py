@@ -15,7 +15,7 @@ from lowbit.config.data_files import limit_rows
 from lowbit.config.glue_files import description, digest, find_split, train_rows
 from lowbit.config.glue_tasks import REVISION, TRAIN, SplitName
 from lowbit.config.schema import DataConfig, OnBadRow
-from lowbit.data.bad_rows import cached_tokens, told
+from lowbit.data.bad_rows import cached_tokens, check_labels_differ, told
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.glue_rows import read_rows
 from lowbit.data.info import DataInfo
@@ -34,7 +34,7 @@ def glue_info(config: DataConfig) -> DataInfo:
         modality="text",
         task="classification" if task.labels else "regression",
         num_labels=len(task.labels) or 1,
-        labels=task.names or task.labels,
+        labels=task.label_names,
         metric=task.metric,
         train_size=limit_rows("train_size", config.train_size, rows, config),
         max_length=config.max_length,
@@ -68,6 +68,9 @@ def _split(
     name, build = _cache_name(config, tokenizer, split), partial(_tokenized, config, tokenizer, split)
     tensors = cached_tokens(config, cache, name, build, f"rows of {split.split}")
     rows = limit_rows(key, size, len(tensors["labels"]), config)
+    if split is TRAIN:
+        labels = tensors["labels"][:rows].tolist()
+        check_labels_differ(config, labels, description(config).label_names)
     starts = tensors["starts"][: rows + 1]
     tokens = Tokens(tensors["ids"], tensors["types"], starts)
     return TextSplit(tokens, tensors["labels"][:rows], tokenizer.pad_token_id, fixed_width(config))

@@ -19,12 +19,12 @@ from lowbit.config.glue_files import digest
 from lowbit.config.schema import DataConfig, DataSource, OnBadRow
 from lowbit.config.xglue_files import evaluated_languages, find_part, xglue_description, xglue_train_rows
 from lowbit.config.xglue_tasks import REPOSITORY, REVISION, Part
-from lowbit.data.bad_rows import cached_tokens, told
+from lowbit.data.bad_rows import cached_tokens, check_labels_differ, told
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.info import DataInfo
 from lowbit.data.ranking import RankedSplit, numbered
 from lowbit.data.splits import Splits, TextSplit, fixed_width
-from lowbit.data.tagging import TagSplit, tokenize_words
+from lowbit.data.tagging import NO_TAG, TagSplit, tokenize_words
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
 from lowbit.data.xglue_rows import Sentences, read_sentences, read_texts
 
@@ -92,6 +92,9 @@ def _split(
         _check_official(config, held)
     rows = limit_rows(key, size, held, config)
     tokens = Tokens(tensors["ids"], tensors["types"], tensors["starts"][: rows + 1])
+    if part == "train":
+        labels = tensors["labels"][: int(tokens.starts[-1]) if task.tags else rows]
+        check_labels_differ(config, labels[labels != NO_TAG].tolist(), task.labels)
     pad: tuple[int, int | None] = (tokenizer.pad_token_id, fixed_width(config))
     if task.tags:
         return TagSplit(tokens, tensors["labels"], *pad)

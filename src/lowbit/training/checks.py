@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, explain
 from lowbit.config.schema import Config, TokenizerKind
+from lowbit.config.teacher import teacher_data, trains_teacher
 from lowbit.data.hub import OutOfReachError
 from lowbit.data.image_sets import unusable_images
 from lowbit.data.text_rows import row_problems
@@ -46,11 +47,17 @@ def _tokenizer_problems(config: Config) -> Iterator[str]:
     yield from ()
 
 
+def _row_problems(config: Config) -> Iterator[str]:
+    yield from row_problems(config.data)
+    if config.data.train_file is not None and trains_teacher(config):  # it reads the task's own rows
+        yield from row_problems(teacher_data(config))
+
+
 CHECKS = (
     Check("the device", lambda config: config.trainer, lambda config: device_problems(config.trainer)),
     Check("the models", _read_by_models, model_problems),
     Check("the tokenizer", lambda config: (config.data.tokenizer, config.model), _tokenizer_problems),
-    Check("the rows of the data", lambda config: config.data, lambda config: row_problems(config.data)),
+    Check("the rows of the data", lambda config: (config.data, trains_teacher(config)), _row_problems),
     Check("the images of the data", lambda config: config.data, lambda config: unusable_images(config.data)),
 )
 
@@ -89,6 +96,6 @@ def _collect(
     except (ConfigError, *CONFIG_ERRORS, OSError) as error:
         problems = error.problems if isinstance(error, ConfigError) else [explain(error)]
         if isinstance(error, OutOfReachError) or isinstance(error.__cause__, OutOfReachError):
-            found.unchecked.append(f"not checked: {subject}: {' '.join(problems)}")
+            found.unchecked += [f"not checked: {subject}: {problem}" for problem in problems]
         else:
             found.problems += [problem for problem in problems if problem not in found.problems]

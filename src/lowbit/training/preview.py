@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from lowbit.config.budget import epoch_steps
+from lowbit.config.budget import check_batch, epoch_steps
 from lowbit.config.schema import Config
 from lowbit.data import data_info
 from lowbit.modeling import prepare
@@ -32,6 +32,7 @@ def preview(config: Config) -> Iterator[str]:
     info = data_info(config.data)
     if info.task == "span":  # only the tokenizer knows how many windows there are; the run finds them in the cache
         info = make_datamodule(config, config.seed).info
+    check_batch(config.data, info.train_size)
     recipe = build_recipe(config, epoch_steps(info.train_size, config.data.batch_size))
     for stage in recipe.stages:
         terms = ", ".join(stage.losses)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from lowbit.config.budget import stage_steps
+from lowbit.config.budget import check_batch, stage_steps
 from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.problems import ConfigError
 from lowbit.config.schema import (
@@ -27,7 +27,7 @@ from lowbit.config.schema import (
     TokenizerKind,
     TrainerConfig,
 )
-from lowbit.config.teacher import needs_teacher, teacher_model
+from lowbit.config.teacher import needs_teacher, teacher_data, teacher_model, trains_teacher
 from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric, data_info
 from lowbit.data.hub import OutOfReachError
 from lowbit.data.label_manifest import described
@@ -94,11 +94,16 @@ def check_data(config: Config) -> None:
         ConfigError: bad rows, missing files, a damaged cache, a budget too small for the stages.
     """
     if config.data.kind in _WITHOUT_FILES:
+        with config_errors():
+            check_batch(config.data, data_info(config.data).train_size)
         return
     data = make_datamodule(config, config.seed)
     with config_errors():
         data.setup("fit")
+        check_batch(config.data, data.info.train_size)
         stage_steps(config.method.stages, config.budget, data.steps_per_epoch)
+        if config.data.train_file is not None and trains_teacher(config):  # it reads the task's own rows
+            make_teacher_datamodule(config).setup("fit")
 
 
 def check_start(config: Config) -> None:
@@ -175,11 +180,9 @@ def make_teacher_datamodule(config: Config) -> StepDataModule:
     Which run of a sweep comes first, and whether it learns from stored soft labels or augmented text, must not change
     the teacher.
     """
-    own = replace(config.data, soft_labels=None, train_file=None)
     teacher = replace(config.teacher, model=None)
-    return make_datamodule(
-        replace(config, data=own, model=_teacher_files(config), teacher=teacher), config.teacher.seed
-    )
+    own = replace(config, data=teacher_data(config), model=_teacher_files(config), teacher=teacher)
+    return make_datamodule(own, config.teacher.seed)
 
 
 def check_soft_labels(config: Config, *, checksums: bool) -> str | None:
