@@ -58,6 +58,12 @@ def run_payload(method: str = "ti_g", seed: int = 0, accuracy: float = 0.9, **ch
 
 
 @pytest.fixture
+def payload() -> Callable[..., dict[str, Any]]:
+    """Return `run_payload`."""
+    return run_payload
+
+
+@pytest.fixture
 def make_cell(tmp_path: Path) -> MakeCell:
     """Return a maker of cells; with `run=False` nothing has run in the cell's directory."""
 

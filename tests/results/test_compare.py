@@ -61,7 +61,15 @@ def test_differences_by_section() -> None:
     right = {
         **base,
         "metrics": {"val/f1": 0.75, "nan": float("nan")},
-        "config": {"seed": 1, "method": {"name": "b"}, "rules": [{"match": ["query", "key"]}], "flag": False, "new": 0},
+        "config": {
+            "seed": 1,
+            "method": {"name": "b"},
+            "rules": [{"match": ["query", "key"]}],
+            "flag": False,
+            "new": 0,
+            "unset": None,
+            "loss": {"kind": "task", "start": None},
+        },
         "teacher": {"id": "t", "metrics": {"val/f1": 0.9}},
     }
     found = differences(left, right)
@@ -70,9 +78,10 @@ def test_differences_by_section() -> None:
         Difference("rules.0.match", ["query"], ["query", "key"]),
         Difference("flag", True, False),
         Difference("new", ABSENT, 0),
+        Difference("loss", ABSENT, {"kind": "task", "start": None}),
     ]
     assert found["metrics"] == [Difference("val/f1", 0.5, 0.75)]
-    assert found["teacher"] == [Difference("id", ABSENT, "t"), Difference("metrics.val/f1", ABSENT, 0.9)]
+    assert found["teacher"] == [Difference("id", ABSENT, "t"), Difference("metrics", ABSENT, {"val/f1": 0.9})]
     assert [name for name, each in found.items() if not each] == ["size", "cost", "versions", "circumstances"]
     assert found["metrics"][0].change == 0.25
     assert {each.change for each in found["config"]} == {None}

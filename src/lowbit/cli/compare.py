@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lowbit.cli.verbs import AddVerb
 from lowbit.config import compose as C
-from lowbit.results.compare import Difference, differences, find_run, load_run
+from lowbit.results.compare import ABSENT, Difference, differences, find_run, load_run
 
 _MEASURED = ("metrics", "size", "cost", "teacher")
 _RUN = "a run's id or the first digits of it, or the run's folder"
@@ -38,22 +38,37 @@ def _compare(args: argparse.Namespace) -> int:
     left, right = map(load_run, folders)
     print(f"left   {folders[0]}")
     print(f"right  {folders[1]}")
-    for name, found in differences(left, right).items():
-        print(f"\n{name}: no difference" if not found else f"\n{name}")
+    sections = {name: found for name, found in differences(left, right).items() if found}
+    for name, found in sections.items():
+        print(f"\n{name}")
         for line in _lines(found, changes=name in _MEASURED):
             print(line)
+    if not sections:
+        print("no difference")
     return 0
 
 
-def _lines(found: Iterable[Difference], *, changes: bool) -> list[str]:
-    """Return aligned columns: key, left, right and, if wanted, right minus left."""
-    rows = [[each.key, _text(each.left), _text(each.right), _change(each.change) if changes else ""] for each in found]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+def _lines(found: Sequence[Difference], *, changes: bool) -> list[str]:
+    """Return aligned columns: key, left, right and, if wanted, right minus left; keys of one group below its name."""
+    lines: list[list[str]] = []
+    group = ""
+    for each in found:
+        head, _, rest = each.key.partition(".")
+        if rest and head != group:
+            lines.append([f"  {head}"])
+        group = head if rest else ""
+        key = f"    {rest}" if rest else f"  {head}"
+        lines.append([key, _text(each.left), _text(each.right), _change(each.change) if changes else ""])
+    widths = [max(map(len, column)) for column in zip(*(line for line in lines if len(line) > 1), strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in value.items() if item is not None) + "}"
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else "-" if value == ABSENT else str(value)
 
 
 def _change(change: float | None) -> str:

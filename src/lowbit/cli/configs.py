@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from lowbit.cli.verbs import OVERRIDES, AddVerb, check_jobs, jobs_of
+from lowbit.cli.verbs import OVERRIDES, AddVerb, check_jobs, chosen_runs, jobs_of
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError, nearest
+from lowbit.results.found import COLUMNS
+
+FILTER = f"only runs of which this is true: {', '.join(COLUMNS)}, or a key of the config; a,b is either, * is any"
 
 
 def add(verb: AddVerb) -> None:
     """Add both verbs."""
     check = verb("check", _check, "compose and validate without training", "lowbit check experiment=digits/ti_g")
     check.add_argument("overrides", nargs="*", help=OVERRIDES)
-    ls = verb("ls", _ls, "list config groups, or the choices of one", "lowbit ls method")
-    ls.add_argument("group", nargs="?", help="a config group")
+    ls = verb("ls", _ls, "list config groups, the choices of one, or all runs", "lowbit ls runs --filter method=ti_g")
+    ls.add_argument("group", nargs="?", help="a config group, or `runs`")
+    ls.add_argument("overrides", nargs="*", help="with `runs`: paths.outputs=DIR, where they are not in outputs/")
+    ls.add_argument("--filter", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=FILTER)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -38,6 +44,10 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _ls(args: argparse.Namespace) -> int:
+    if args.group == "runs":
+        return _ls_runs(args.overrides, args.filter)
+    if args.overrides or args.filter:
+        raise ConfigError([f"ls: {' '.join([*args.overrides, *args.filter])} goes with `lowbit ls runs`"])
     with C.hydra_session():
         groups = {group: C.choices(group) for group in C.groups()}
     if args.group is None:
@@ -50,4 +60,16 @@ def _ls(args: argparse.Namespace) -> int:
     width = max((len(name) for name in names), default=0)
     for name in names:
         print(f"{name:<{width}}  {C.first_comment(args.group, name)}")
+    return 0
+
+
+def _ls_runs(overrides: list[str], filters: list[str]) -> int:
+    outputs, found = chosen_runs(overrides, filters)
+    if not found:
+        print(f"{outputs / 'runs'}: there is no run; paths.outputs=DIR looks elsewhere", file=sys.stderr)
+        return 0
+    lines = [COLUMNS, *(tuple(run.facts.get(column, "-") for column in COLUMNS) for run in found)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
     return 0

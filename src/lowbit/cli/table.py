@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lowbit.cli.verbs import SWEEP, AddVerb, jobs_of, known_sweep
+from lowbit.cli.verbs import SWEEP, AddVerb, chosen_runs, jobs_of, known_sweep
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.batch import load_jobs
@@ -30,6 +30,7 @@ from lowbit.results import (
     render,
     render_pivot,
 )
+from lowbit.results.found import cells_of_runs
 
 LAYOUTS = "paper/tables"
 
@@ -39,8 +40,14 @@ def add(verb: AddVerb) -> None:
     table = verb(
         "table", _table, "print the table of a sweep's runs", "lowbit table demo --format latex --out demo.tex"
     )
-    table.add_argument("name", help=SWEEP)
+    table.add_argument("name", nargs="?", help=SWEEP)
     table.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
+    table.add_argument(
+        "--runs",
+        nargs="+",
+        metavar="RUN|KEY=VALUE",
+        help="of these runs, not of a sweep: ids or their beginnings, NAME/ID with *, or filters of `lowbit ls runs`",
+    )
     table.add_argument("--format", choices=FORMATS, help="default: a table for the terminal")
     table.add_argument(
         "--languages", action="store_true", help="one column per language and their mean, of runs on XGLUE"
@@ -50,20 +57,40 @@ def add(verb: AddVerb) -> None:
 
 
 def _table(args: argparse.Namespace) -> int:
-    known_sweep(args.name)
     fmt = args.format or (None if args.out is None else format_of(args.out))
-    cells = cells_of(args.name, args.overrides)
+    if args.runs:
+        title, overrides = "runs", [*([args.name] if args.name else []), *args.overrides]
+        cells = _cells_of_runs(args.runs, overrides)
+    elif args.name:
+        known_sweep(args.name)
+        title, cells = args.name, cells_of(args.name, args.overrides)
+    else:
+        raise ConfigError(["table: name a sweep (`lowbit ls sweeps`), or runs with --runs (`lowbit ls runs`)"])
+    for cell in cells:
+        if cell.damage and fmt == "csv":  # which has no notes
+            print(f"damaged: {cell.damage}", file=sys.stderr)
     if args.languages:
         languages = LanguageTable(cells)
-        return _show(args.out, fmt, languages.render, lambda: languages.print(args.name))
+        return _show(args.out, fmt, languages.render, lambda: languages.print(title))
     records = read_papers(folders_of("paper"))
-    layout = None if args.rows else read_layout(folders_of(LAYOUTS), args.name)
+    layout = None if args.rows or args.runs else read_layout(folders_of(LAYOUTS), title)
     if layout is not None:
         table = build_pivot(cells, layout, records)
         return _show(args.out, fmt, partial(render_pivot, table), partial(print_pivot, table))
     rows = collect(cells, records=records)
-    title = args.name
     return _show(args.out, fmt, lambda form: render(rows, form, title), lambda: print_table(rows, title))
+
+
+def _cells_of_runs(words: list[str], overrides: list[str]) -> list[Cell]:
+    """Return the finished runs that the words choose as cells of a table; those that are not finished are told."""
+    _, found = chosen_runs(overrides, words)
+    finished = [run for run in found if run.run is not None or run.damage]
+    for run in found:
+        if run not in finished:
+            print(f"not in the table, {run.facts['state']}: {run.folder}", file=sys.stderr)
+    if not finished:
+        raise ConfigError(["table --runs: no such run has finished; `lowbit ls runs` lists all"])
+    return cells_of_runs(finished)
 
 
 def cells_of(name: str, overrides: list[str]) -> list[Cell]:

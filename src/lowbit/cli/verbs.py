@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from omegaconf import DictConfig
@@ -12,6 +13,8 @@ from lowbit.config import compose as C
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, nearest
 from lowbit.config.schema import Config
 from lowbit.config.validate import load
+from lowbit.execution.states import state_of_run
+from lowbit.results.found import Found, choose_runs
 
 OVERRIDES = "Hydra overrides, KEY=VALUE; `lowbit ls` shows the groups, `lowbit check` tests a combination"
 SWEEP = "file name in sweeps/, without .yaml"
@@ -30,6 +33,14 @@ def told(error: BaseException) -> str:
     """Return an error for people: its text, and where the traceback is."""
     kind = "" if isinstance(error, (*CONFIG_ERRORS, OSError, ConfigError)) else f"{type(error).__name__}: "
     return "\n".join([f"error: {kind}{explain(error)}", *getattr(error, "__notes__", [])])
+
+
+def chosen_runs(overrides: list[str], words: list[str]) -> tuple[Path, list[Found]]:
+    """Return the folder of outputs, and the runs in it that the words choose; `paths.outputs=DIR` may be among them."""
+    own = [word for word in words if word.startswith("paths.")]
+    outputs = Path(C.compose([*overrides, *own]).paths.outputs)
+    filters = [word for word in words if word not in own]
+    return outputs, choose_runs(outputs, filters, lambda folder: state_of_run(folder).value)
 
 
 def known_sweep(name: str) -> None:

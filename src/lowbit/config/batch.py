@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lowbit.config import compose as C
 from lowbit.config import identity
+from lowbit.config.fields import LIMIT
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, unknown_keys
 from lowbit.config.schema import Config
 from lowbit.config.validate import load, problems_of
@@ -156,6 +157,7 @@ class _Batch:
         self._bases: dict[tuple[str, ...], _Base] = {}
         self._refused: dict[tuple[str, ...], ConfigError] = {}
         self._left_to_hydra: set[str] = set()  # keys whose values count elsewhere too
+        self._problems_of: dict[tuple[str, ...], list[str]] = {}
         self._values: dict[tuple[int, str], Any] = {}
 
     def attempt(self, overrides: list[str]) -> Loaded | ConfigError:
@@ -165,7 +167,7 @@ class _Batch:
             return self._refused[tuple(words)]
         try:
             content, config = self._set(overrides)
-            problems = problems_of(config, overrides)
+            problems = self._problems(config, overrides)
             return ConfigError(problems) if problems else (content, config)
         except (_NotComposedError, *CONFIG_ERRORS) as error:
             try:
@@ -175,6 +177,15 @@ class _Batch:
                     self._refused[tuple(words)] = explained
                 return explained
             return identity.resolved(cfg), config
+
+    def _problems(self, config: Config, overrides: list[str]) -> list[str]:
+        """Return the problems of a config, found once for all seeds: each that a run may have is as good as another."""
+        others = tuple(word for word in overrides if not word.startswith("seed="))
+        if not 0 <= config.seed < LIMIT:
+            return problems_of(config, overrides)
+        if others not in self._problems_of:
+            self._problems_of[others] = problems_of(config, overrides)
+        return self._problems_of[others]
 
     def _is_plain(self, word: str) -> bool:
         override = _parse(word)

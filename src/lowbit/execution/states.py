@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from lowbit.config.problems import explain
 from lowbit.execution.jobs import Job
-from lowbit.results.run_file import finished_run, read_run
+from lowbit.results.run_file import RUN_FILE, finished_run, read_run
 from lowbit.results.run_folder import (
     ERROR_FILE,
     HOLDER_FILE,
@@ -36,22 +37,38 @@ class State(enum.Enum):
 
 def state_of(job: Job) -> State:
     """Return the job's state."""
-    if job.problems:
-        return State.failed
-    if result(job) is not None:
+    return State.failed if job.problems else state_of_run(job.folder)
+
+
+def state_of_run(folder: Path) -> State:
+    """Return the state of the run in a folder."""
+    if _result(folder) is not None:
         return State.done
-    if is_running(job.folder):
+    if is_running(folder):
         return State.running
-    if damage(job.folder) is not None:
+    if damage(folder) is not None:
         return State.damaged
-    attempt = read_attempt(job.folder)
+    attempt = read_attempt(folder)
     ended_badly = attempt is not None and attempt.exit_code not in (0, _INTERRUPTED)
-    return State.failed if ended_badly or (job.folder / ERROR_FILE).exists() else State.missing
+    return State.failed if ended_badly or (folder / ERROR_FILE).exists() else State.missing
 
 
 def result(job: Job) -> dict[str, Any] | None:
     """Return the content of the run.json of a finished run; None where there is none that tables could read."""
-    return finished_run(job.folder)[0]
+    return _result(job.folder)
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
+    try:
+        status = (folder / RUN_FILE).stat()
+    except OSError:
+        return None
+    return _finished(folder, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=10_000)  # a sweep looks at each of its runs several times
+def _finished(folder: Path, modified: int, size: int) -> dict[str, Any] | None:
+    return finished_run(folder)[0]
 
 
 def damage(folder: Path) -> str | None:

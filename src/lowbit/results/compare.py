@@ -69,7 +69,10 @@ def load_run(folder: Path) -> dict[str, Any]:
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, list[Difference]]:
-    """Return what differs between two runs (contents of run.json), by section; a section may be empty."""
+    """Return what differs between two runs (contents of run.json), by section; a section may be empty.
+
+    A mapping that only one of them has is one difference; a setting that is null is the same as one that is not there.
+    """
     sections = {
         "config": (left["config"], right["config"]),
         "metrics": (left["metrics"], right["metrics"]),
@@ -79,7 +82,7 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, 
         "versions": (left.get("versions", {}), right.get("versions", {})),
         "circumstances": (_chosen(left, _CIRCUMSTANCES), _chosen(right, _CIRCUMSTANCES)),
     }
-    return {name: list(_differing(dict(_flat(a)), dict(_flat(b)))) for name, (a, b) in sections.items()}
+    return {name: list(_differing(a, b)) for name, (a, b) in sections.items()}
 
 
 def _is_meant(folder: Path, runs: Path, word: str) -> bool:
@@ -96,21 +99,30 @@ def _chosen(run: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: run[key] for key in keys if key in run}
 
 
-def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Difference]:
-    for key in dict.fromkeys([*left, *right]):
-        a, b = left.get(key, ABSENT), right.get(key, ABSENT)
-        if a != b and not (a != a and b != b):  # nan equals nan here
-            yield Difference(key, a, b)
+def _differing(left: Any, right: Any, key: str = "") -> Iterator[Difference]:
+    ours, theirs = _items(left), _items(right)
+    if ours is not None and theirs is not None:
+        for name in dict.fromkeys([*ours, *theirs]):
+            inner = f"{key}.{name}" if key else name
+            yield from _differing(ours.get(name, ABSENT), theirs.get(name, ABSENT), inner)
+    elif left != right and not (left != left and right != right) and {str(left), str(right)} != {"None", ABSENT}:
+        yield Difference(key, left, right)  # nan equals nan here
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested builtins by dotted key; a list of plain values is a leaf."""
+def _items(value: Any) -> dict[str, Any] | None:
+    """Return what is in a mapping, or in a list of more than plain values, by name; None of anything else."""
     if isinstance(value, Mapping):
-        items = list(value.items())
-    elif isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
-        items = [(str(number), item) for number, item in enumerate(value)]
-    else:
+        return {str(name): item for name, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
+        return {str(number): item for number, item in enumerate(value)}
+    return None
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested builtins by dotted key; a list of plain values is a leaf."""
+    items = _items(value)
+    if items is None:
         yield prefix, value
-        return
-    for key, item in items:
-        yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        for key, item in items.items():
+            yield from flat(item, f"{prefix}.{key}" if prefix else key)
