@@ -1,9 +1,17 @@
 """What a person reads who mistyped something: one line each, with the key, the value, the choices, the nearest."""
 
+import os
+import shlex
+
 import pytest
+from omegaconf import OmegaConf
 
 from lowbit.cli import main
-from lowbit.config.problems import nearest
+from lowbit.config import compose as C
+from lowbit.config import schema as S
+from lowbit.config.fields import settings_of
+from lowbit.config.problems import check_overrides, nearest
+from lowbit.config.schema import PATHS
 
 # argv, words on stderr
 REFUSED: list[tuple[list[str], list[str]]] = [
@@ -92,6 +100,55 @@ def test_problems_of_several_jobs_are_listed_once(capsys):
     head, *lines = capsys.readouterr().err.splitlines()
     assert head == "3 problems in the configuration:"
     assert [line.split(":")[0].strip() for line in lines] == ["- seed=-1", "- optimizer.lr=0.0", "- seed=-2"]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/home/jürgen/glue",
+        "/home/my data/x",
+        "/x/a&b;c#d!",
+        "日本",
+        "/a b/ü",
+        "/tmp/x^y",
+        "${oc.env:HOME}/a",
+        "a\\b",
+        "",
+    ],
+)
+def test_a_plain_path_needs_no_quotes(value):
+    (kept,) = C.expand([f"data.dir={value}"])[0]
+    assert C.compose([kept]).data.dir == value.replace("${oc.env:HOME}", os.environ["HOME"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["/x/(1)", "/x/a'b", '/x/a"b', "/x/[ü]", "/x/ü=1", '/x/ü\'s "q"\\z', "C:\\ü", "[1", "/x/ü'\\", "{ü", 'ü=\\"'],
+)
+def test_the_advice_to_quote_works(value):
+    """It is pasted into a shell."""
+    _, (problem,) = check_overrides([f"data.dir={value}"])
+    (word,) = shlex.split(problem.split("quote the value: ")[1])
+    assert C.compose([word]).data.dir == value
+
+
+def test_values_of_a_sweep_are_quoted_one_by_one():
+    assert [C.compose(job).data.dir for job in C.expand(["data.dir=/ü,/b,/ä c"])] == ["/ü", "/b", "/ä c"]
+
+
+@pytest.mark.parametrize("override", ["{}=~/x", "{}='~/x'", "{}=~/ü", "++{}=~/x"])
+@pytest.mark.parametrize("key", [key for key in PATHS if key != "teacher.model.path"])
+def test_a_tilde_is_the_home_folder_in_every_path(key, override, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = C.compose([override.format(key)])
+    leaf = "ü" if "ü" in override else "x"
+    assert OmegaConf.select(cfg, key) == str(tmp_path / leaf)
+
+
+def test_every_path_is_listed():
+    words = ("path", "dir", "train_file", "soft_labels", "outputs")
+    keys = {found.key for found in settings_of(S.Config(teacher=S.TeacherConfig(model=S.ModelConfig())))}
+    assert {key for key in keys if key.rpartition(".")[2] in words} == set(PATHS)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -20,9 +22,12 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from lowbit.config.schema import Config
+from lowbit.config.schema import PATHS, Config
 
 ROOT_CONFIG = "config"
+# Of a value, what Hydra's grammar reads without quotes, and what has a meaning in it.
+_UNQUOTED = re.compile(r"[\w/+.$%*@?|: \\{}\[\](),='\"-]*", re.ASCII)
+_MEANT = re.compile(r"[\\{}\[\]()='\"]")
 _NOT_GROUPS = ("sweeps/wandb",)  # files of W&B's own format, for `wandb sweep`
 
 
@@ -88,11 +93,41 @@ def compose(overrides: list[str]) -> DictConfig:
         hydra.errors.HydraException, omegaconf.errors.OmegaConfBaseException: see `problems.explain`.
     """
     with hydra_session():
-        return hydra_compose(ROOT_CONFIG, overrides=overrides)
+        cfg = hydra_compose(ROOT_CONFIG, overrides=quoted(overrides))
+    _expand_home(cfg)
+    return cfg
+
+
+def _expand_home(cfg: DictConfig) -> None:
+    """Replace a leading `~` of every path by the home folder."""
+    for key in PATHS:
+        path = OmegaConf.select(cfg, key)
+        if isinstance(path, str) and path.startswith("~"):
+            OmegaConf.update(cfg, key, os.path.expanduser(path))  # noqa: PTH111 - a hub name may not become a Path
+
+
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """Put quotes around values that Hydra reads only so, for example `data.dir=/home/jürgen/a&b`; expand `~` in paths.
+
+    Commas still separate the values of a sweep. Values that hold brackets, quotes or backslashes stay as they are,
+    since these may be meant as Hydra's.
+    """
+    return [_quoted(text) for text in overrides]
+
+
+def _quoted(text: str) -> str:
+    key, equals, value = text.partition("=")
+    if _UNQUOTED.fullmatch(value) or _MEANT.search(value):
+        return text
+    parts = value.split(",")
+    if key.lstrip("+") in PATHS:
+        parts = [os.path.expanduser(part) for part in parts]  # noqa: PTH111 - as above
+    return f"{key}{equals}" + ",".join(part if _UNQUOTED.fullmatch(part) else f"'{part}'" for part in parts)
 
 
 def to_config(cfg: DictConfig) -> Config:
-    """Return the typed config object."""
+    """Return the typed config object; `~` in paths is expanded, in `cfg` too."""
+    _expand_home(cfg)
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config
@@ -120,7 +155,7 @@ def expand(overrides: list[str]) -> list[list[str]]:
     Of several overrides of one key the last one counts.
     """
     axes: dict[str, list[str]] = {}
-    for override in OverridesParser.create().parse_overrides(overrides):
+    for override in OverridesParser.create().parse_overrides(quoted(overrides)):
         key = override.get_key_element()
         if override.is_interval_sweep():
             raise ValueError(f"{override.input_line}: nobody can list an interval's values; use `lowbit search`")
@@ -151,7 +186,7 @@ def hydra_arguments(overrides: list[str]) -> list[str]:
     has a place for (`method=ti_o,ti_g method.stages.intervene.steps=120`) fail there, so they become sweeps of one.
     """
     arguments = []
-    for override in OverridesParser.create().parse_overrides(overrides):
+    for override in OverridesParser.create().parse_overrides(quoted(overrides)):
         text = override.input_line or ""
         key, _, value = text.partition("=")
         plain = override.is_sweep_override() or override.is_delete() or not value

@@ -1,4 +1,4 @@
-"""What a setting may be, written where it is declared: the range of a number, the form of a name, a path, its readers.
+"""What a setting may be, written where it is declared: the range of a number, the form of a name, its readers.
 
 `field_problems` reads it off a typed config, and nothing else lists these facts (imports no torch).
 """
@@ -144,7 +144,7 @@ def path_name(default: Any) -> Any:
 
 
 def setting(default: Any = None, **facts: Any) -> Any:
-    """Declare a setting and facts of it: `allowed` of its value, `keys` of a mapping's keys, `of`, `path`, `refers`."""
+    """Declare a setting and facts of it: `allowed` of its value, `keys` of a mapping's keys, `of`, `refers`."""
     facts = {key: fact for key, fact in facts.items() if fact is not None}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 
 import yaml
@@ -85,11 +86,14 @@ def explain(error: BaseException) -> str:
 
 def _parse(text: str) -> Override | str:
     try:
-        return OverridesParser.create().parse_override(text)
+        return OverridesParser.create().parse_override(*C.quoted([text]))
     except HydraException as error:
         if "=" not in text:
             return f"{text!r}: an override is KEY=VALUE"
-        return f"{text!r}: not a valid override ({str(error).splitlines()[0]}); quote the value: '{text}'"
+        key, _, value = text.partition("=")
+        value = re.sub(r'(\\*)(?="|$)', r"\1\1", value).replace('"', '\\"')  # backslashes count before quotes only
+        whole = shlex.quote(f'{key}="{value}"')
+        return f"{text!r}: not a valid override ({str(error).splitlines()[0]}); quote the value: {whole}"
 
 
 def _is_group(override: Override | str, groups: dict[str, list[str]]) -> bool:

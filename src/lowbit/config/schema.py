@@ -120,6 +120,16 @@ __all__ = [
     "XglueTask",
 ]
 
+PATHS = (
+    "data.dir",
+    "data.train_file",
+    "data.soft_labels",
+    "model.path",
+    "teacher.path",
+    "teacher.model.path",
+    "paths.outputs",
+)
+"""The settings in which a leading `~` is the home folder."""
 _GLUE = Of("kind", (DataKind.glue,))
 _SQUAD = Of("kind", (DataKind.squad,))
 _XGLUE = Of("kind", (DataKind.xglue,))
@@ -159,9 +169,9 @@ class DataConfig:
     num_workers: int | None = number(at_least=0)
     task: GlueTask | None = setting(of=_GLUE)
     source: DataSource = setting(DataSource.folder, of=_FILES)
-    dir: str | None = setting(of=_FILES, path=True)
+    dir: str | None = setting(of=_FILES)
     revision: str | None = setting(of=_PUBLISHED)
-    train_file: str | None = setting(of=_GLUE, path=True)
+    train_file: str | None = setting(of=_GLUE)
     on_bad_row: OnBadRow = setting(OnBadRow.error, of=_FILES)
     version: SquadVersion | None = setting(of=_SQUAD)
     doc_stride: int | None = number(above=0, of=_SQUAD)
@@ -170,7 +180,7 @@ class DataConfig:
     language: str | None = setting(of=_XGLUE)
     languages: list[str] | None = setting(of=_XGLUE)
     length_grouped: bool = setting(False, of=Of("padding", (Padding.longest,)))
-    soft_labels: str | None = setting(path=True)
+    soft_labels: str | None = None
     num_crops: int = number(4, above=0)
     image: ImageConfig = field(default_factory=ImageConfig)
 
@@ -193,7 +203,7 @@ class ModelConfig:
     dropout: float | None = number(at_least=0, below=1)
     max_positions: int = number(64, above=0, of=Of("kind", (ModelKind.bert,)))
     patch_size: int = number(2, above=0, of=Of("kind", (ModelKind.vit, ModelKind.timm_vit)))
-    path: str | None = setting(of=_HF, path=True)
+    path: str | None = setting(of=_HF)
     revision: str | None = None
     package: str | None = setting(of=_HF)
     timm_name: str | None = setting(of=_TIMM)
@@ -271,7 +281,7 @@ class TeacherConfig:
     """
 
     source: TeacherSource = TeacherSource.finetune
-    path: str | None = setting(path=True)
+    path: str | None = None
     revision: str | None = None
     model: ModelConfig | None = None
     min_score: float | None = number(at_least=-1, at_most=1, note="scores are shares: 0.96, not 96")
@@ -357,7 +367,7 @@ class LoggerConfig:
 class PathsConfig:
     """Where results go."""
 
-    outputs: str = setting("outputs", path=True)
+    outputs: str = "outputs"
 
 
 @dataclass

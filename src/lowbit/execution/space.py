@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import FloatRange, IntervalSweep, Override, RangeSweep
 
+from lowbit.config import compose as C
 from lowbit.config.problems import ConfigError
 
 _ALLOWED = (
@@ -34,7 +35,10 @@ def parse_space(overrides: Sequence[str]) -> Space:
     Raises:
         ConfigError: nothing is searched, or an override has no meaning as a distribution.
     """
-    last = {override.get_key_element(): override for override in OverridesParser.create().parse_overrides([*overrides])}
+    last = {
+        override.get_key_element(): override
+        for override in OverridesParser.create().parse_overrides(C.quoted(overrides))
+    }
     searched = {key: override for key, override in last.items() if override.is_sweep_override()}
     if not searched:
         raise ConfigError([f"search: no override varies; give one of {_ALLOWED}, for example seed=1,2"])
