@@ -10,6 +10,7 @@ import pytest
 from lowbit import __version__
 from lowbit.cli import main
 from lowbit.config import compose as C
+from lowbit.config.sources import file_problems
 from lowbit.config.validate import load
 from lowbit.execution.space import parse_space
 
@@ -206,21 +207,102 @@ def test_working_directory_adds_choices(capsys, monkeypatch, tmp_path):
     assert "no such choice" in capsys.readouterr().err
 
 
-def test_error_in_a_file_of_the_user(capsys, monkeypatch, tmp_path):
-    (tmp_path / "conf" / "method").mkdir(parents=True)
-    (tmp_path / "conf" / "method" / "bad.yaml").write_text(
-        "# Bad.\nname: bad\nlosses: {task: {knd: task}}\nstages: {a: {}}\n"
-    )
-    (tmp_path / "conf" / "method" / "broken.yaml").write_text("# Broken.\nname: [broken\n")
+GLOBAL = "# @package _global_\n"
+# a file of the user, its content, and the one problem
+WRONG_FILES: list[tuple[str, str, str]] = [
+    (
+        "experiment/x",
+        GLOBAL + "# A typo.\nsead: 7\n",
+        "line 3: no such key 'sead'. Did you mean 'seed'? Keys here: name",
+    ),
+    ("experiment/x", "# No header.\nseed: 7\n", "line 1: the first line must be `# @package _global_`; without it"),
+    ("experiment/x", GLOBAL + "optimizer:\n  lr: fast\n", "line 3: optimizer.lr: Value 'fast' of type 'str' could not"),
+    (
+        "experiment/x",
+        GLOBAL + "optimizer: {kind: sgd}\n",
+        "line 2: optimizer.kind: Invalid value 'sgd', expected one of",
+    ),
+    ("experiment/x", GLOBAL + "optimizer: 3\n", "line 2: optimizer: "),
+    ("experiment/x", GLOBAL + "lr: 3\n", "line 2: no such key 'lr'. Did you mean 'optimizer.lr'?"),
+    (
+        "experiment/x",
+        GLOBAL + "defaults:\n  - override /method: ti_gg\n",
+        "line 3: method=ti_gg: no such choice. Did you mean",
+    ),
+    (
+        "experiment/x",
+        GLOBAL + "defaults:\n  - override /metod: ti_g\n",
+        "line 3: no group 'metod'. Did you mean 'method'?",
+    ),
+    (
+        "experiment/x",
+        GLOBAL + "defaults:\n  - method: ti_g\n",
+        "line 3: no group 'experiment/method'; write `override /meth",
+    ),
+    ("experiment/x", GLOBAL + "name: [broken\n", "line 2, column 7 expected ',' or ']'"),
+    ("experiment/x", GLOBAL + "seed: 1\nseed: 2\n", "line 3, column 1"),
+    ("experiment/x", "- 1\n", "line 1: a config file holds keys and values"),
+    ("experiment/x", GLOBAL + "seed: 1\noptimizer:\n  lr: -1\n", "optimizer.lr=-1.0: must be greater than 0"),
+    ("experiment/x", GLOBAL + "\nname: ../../x\n", "name=../../x: is part of a path"),
+    ("experiment/x", GLOBAL + "method: {stages: {'../x': {steps: 3}}}\n", "method.stages=../x: is part of a path"),
+    (
+        "method/x",
+        "name: x\nlosses: {task: {knd: task}}\nstages: {a: {}}\n",
+        "line 2: no such key 'method.losses.task.knd'",
+    ),
+    (
+        "method/x",
+        "name: x\nstages:\n  a: {stepz: 3}\n",
+        "line 3: no such key 'method.stages.a.stepz'. Did you mean 'steps'",
+    ),
+    ("method/x", "defaults:\n  - _losse\nname: x\n", "line 2: method=_losse: no such choice"),
+    ("method/x", "name: \xff", "can't decode byte 0xff"),
+    ("method/ti_g", "name: mine\n", "is not read, since lowbit has a method/ti_g too; rename the file"),
+]
+
+
+@pytest.mark.parametrize(("choice", "content", "words"), WRONG_FILES, ids=lambda value: str(value)[-40:])
+def test_error_in_a_file_of_the_user(choice, content, words, capsys, monkeypatch, tmp_path):
+    """It names file, line and key; what the file should say, where that can be known."""
+    file = tmp_path / "conf" / f"{choice}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content.encode("latin-1"))
     monkeypatch.chdir(tmp_path)
-    assert main(["check", "method=bad"]) == 2
-    err = capsys.readouterr().err
-    assert "knd" in err
-    assert "Traceback" not in err
-    assert main(["check", "method=broken"]) == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    assert "broken.yaml" in err
+    assert main(["check", choice.replace("/", "=")]) == 2
+    head, *problems = capsys.readouterr().err.splitlines()
+    assert head == "1 problem in the configuration:"
+    assert words in problems[0]
+    assert f"conf/{choice}.yaml" in problems[0]
+    assert len(problems) == 1
+
+
+def test_errors_of_a_file_that_another_one_names_and_of_overrides_are_told_at_once(capsys, monkeypatch, tmp_path):
+    folder = tmp_path / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "base.yaml").write_text(GLOBAL + "sead: 1\n")
+    (folder / "x.yaml").write_text(GLOBAL + "defaults:\n  - /experiment/base\noptimizer: {lrr: 1}\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "experiment=x", "optimizer.lr=-1", "model.dept=3"]) == 2
+    head, *problems = capsys.readouterr().err.splitlines()
+    assert head == "4 problems in the configuration:"
+    for words in (
+        "base.yaml, line 2: no such key 'sead'",
+        "x.yaml, line 4: no such key 'optimizer.lrr'",
+        "lr=-1.0",
+        "dept",
+    ):
+        assert any(words in problem for problem in problems)
+
+
+def test_shipped_files_have_no_problems():
+    choices = [f"{group}={name}" for group, name in _shipped() if group != "paper"]
+    assert len(choices) > 80
+    assert file_problems(choices) == {}
+
+
+def _shipped() -> list[tuple[str, str]]:
+    with C.hydra_session():
+        return [(group, name) for group in C.groups() for name in C.choices(group)]
 
 
 def test_train_from_another_folder_writes_only_outputs(capsys, monkeypatch, tmp_path, few_steps):

@@ -197,11 +197,17 @@ def hydra_arguments(overrides: list[str]) -> list[str]:
     return arguments
 
 
+def files_of(choice: str) -> list[Path]:
+    """Return the files of a choice such as `method/ti_g`, ours and that of the working directory; the first counts."""
+    roots = dict.fromkeys((shipped_root(), Path.cwd()))
+    files = ((root if choice.startswith("sweeps/") else root / "conf") / f"{choice}.yaml" for root in roots)
+    return [file for file in files if file.is_file()]
+
+
 def first_comment(group: str, name: str) -> str:
     """Return the first comment line of a choice's file, without the package directive."""
-    folders = [root if group == "sweeps" else root / "conf" for root in (shipped_root(), Path.cwd())]
-    path = next((p for folder in folders if (p := folder / group / f"{name}.yaml").is_file()), None)
-    if path is None:
+    files = files_of(f"{group}/{name}")
+    if not files:
         return ""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in files[0].read_text(encoding="utf-8").splitlines())
     return next((line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line), "")

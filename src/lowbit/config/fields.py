@@ -96,7 +96,7 @@ class Setting:
             allowed: Range | Name | None = self.declared.metadata.get(fact)
             for value in values:
                 if allowed is not None and value is not None and (problem := allowed.problem(value)) is not None:
-                    yield f"{self._shown}: {problem}"
+                    yield f"{_shown(self.key, value if fact == 'keys' else self.value)}: {problem}"
 
     @property
     def default(self) -> Any:
@@ -116,12 +116,7 @@ class Setting:
         if of is None or (now := getattr(self.group, of.key)) in of.values:
             return None
         parent = self.key.rpartition(".")[0]
-        return f"{self._shown}: has no effect under {parent}.{of.key}={word(now)}, only under {of}"
-
-    @property
-    def _shown(self) -> str:
-        text = f"{self.key}={word(self.value)}"
-        return text if text.isprintable() else ascii(text)[1:-1]
+        return f"{_shown(self.key, self.value)}: has no effect under {parent}.{of.key}={word(now)}, only under {of}"
 
 
 def number(
@@ -177,8 +172,12 @@ def field_problems(config: Any, prefix: str = "") -> Iterator[str]:
             yield found.idle
 
 
+def _shown(key: str, value: Any) -> str:
+    """Return KEY=VALUE on one line."""
+    text = f"{key}={word(value)}"
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def word(value: Any) -> str:
     """Return a value as a user writes it."""
-    if isinstance(value, dict):
-        return ", ".join(map(word, value))
     return value.name if isinstance(value, Enum) else str(value).lower() if isinstance(value, bool) else str(value)

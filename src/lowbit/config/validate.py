@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,6 +21,7 @@ from lowbit.config.model_files import source_problems
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
 from lowbit.config.quantization import quantization_problems
 from lowbit.config.soft_labels import soft_label_problems
+from lowbit.config.sources import file_problems, places, unused_files
 from lowbit.config.squad_files import squad_problems
 from lowbit.config.teacher import teacher_problems
 from lowbit.config.xglue_files import xglue_problems, xglue_train_rows
@@ -46,17 +48,20 @@ def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, 
     problems: list[str] = []
     if labelling:
         overrides = [*overrides, "data.soft_labels=null"]
+    good = overrides
     try:
         cfg = C.compose(overrides)
     except CONFIG_ERRORS as error:
-        good, problems = check_overrides(overrides)
-        if not problems:  # each override alone is fine, or the fault lies in a YAML file
+        in_files = file_problems(overrides)
+        good, problems = check_overrides([text for text in overrides if text not in in_files])
+        problems = [*(problem for found in in_files.values() for problem in found), *problems]
+        if not problems:  # each file and each override alone is fine
             raise ConfigError([explain(error)]) from error
         cfg = C.compose(good)
-    problems += unknown_keys(cfg)
+    problems += [*unknown_keys(cfg), *unused_files(good)]
     try:
         config = C.to_config(cfg)
-        problems += problems_of(config, overrides, labelling=labelling)
+        problems += problems_of(config, good, labelling=labelling)
     except OmegaConfBaseException as error:
         problems += [f"{key}: no value; set it, for example {key}=..." for key in _missing(cfg)] or [explain(error)]
     if problems:
@@ -67,14 +72,28 @@ def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, 
 def problems_of(config: S.Config, overrides: list[str], *, labelling: bool = False) -> list[str]:
     """Return every problem of a typed config and of the overrides that led to it; `labelling` as for `load`."""
     stored = [] if labelling else soft_label_problems(config)
-    return [*validate(config), *idle_problems(config, overrides), *stored]
+    return _located([*validate(config), *idle_problems(config, overrides), *stored], overrides)
+
+
+def _located(problems: list[str], overrides: list[str]) -> list[str]:
+    """Add file and line to problems of values that a file of the user sets, and no override."""
+    where = places(overrides) if problems else {}
+    for text in overrides:
+        where.pop(text.lstrip("+").partition("=")[0], None)
+    keys = [problem.partition("=")[0] for problem in problems]
+    return [f"{text} ({where[key]})" if key in where else text for key, text in zip(keys, problems, strict=True)]
 
 
 def _missing(cfg: DictConfig) -> list[str]:
-    try:
-        return sorted(OmegaConf.missing_keys(cfg))
-    except OmegaConfBaseException:
-        return []  # an interpolation fails, which converting the config has told already
+    def walk(value: Any, key: str) -> Iterator[str]:
+        if value == "???":
+            yield key
+        elif isinstance(value, dict | list):
+            for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from walk(item, f"{key}.{name}" if key else str(name))
+
+    # Not OmegaConf's own function, which fails where an interpolation refers to a missing value.
+    return sorted(walk(OmegaConf.to_container(cfg, resolve=False), ""))
 
 
 def validate(config: S.Config) -> list[str]:
