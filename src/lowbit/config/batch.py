@@ -116,7 +116,8 @@ class _Base:
     """A config without the overrides by plain values."""
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.content, self.config = identity.resolved(cfg), C.to_config(cfg)
+        self.config = C.to_config(cfg)  # which expands ~ in cfg
+        self.content = identity.resolved(cfg)
         self._nodes = {str(key): cfg._get_node(key) for key in cfg}
         self._references = frozenset(_references(OmegaConf.to_container(cfg, resolve=False)))
         self._leaves: dict[str, ValueNode | None] = {}
