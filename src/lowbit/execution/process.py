@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import datetime as dt
+import hashlib
 import os
 import shlex
 import shutil
@@ -17,11 +18,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from lowbit.files import is_alive
 from lowbit.results.run_folder import ATTEMPT_FILE, LOG_FILE, STAGE_FILE, Attempt, write_attempt
 
+_LONGEST_FOLDER = 70  # a socket's path has at most 107 bytes, of which multiprocessing adds 32
 _TAIL = 20_000  # bytes of a log that are searched for its last error
 
 
@@ -105,12 +108,15 @@ def last_error(log: Path) -> str:
     return " ".join(line.strip().removeprefix("- ") for line in found) or "the log is empty"
 
 
+@cache
 def use_own_temporary_folder() -> None:
     """Keep what this process and its libraries put into the system's temporary folder in one place below it.
 
-    It goes when the process ends; those of processes that were killed go here. Nothing changes where there is no room.
+    It goes when the process ends; those of processes that were killed go here. Nothing changes where there is no room,
+    or where the name would be too long for the sockets that workers of a data loader make there.
     """
-    mark = f"lowbit-{socket.gethostname()}-"
+    host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    mark = f"lowbit-{host}-"
     for old in Path(tempfile.gettempdir()).glob(f"{mark}*"):
         pid = old.name.removeprefix(mark).partition("-")[0]
         if pid.isdecimal() and not is_alive(int(pid)):
@@ -118,6 +124,9 @@ def use_own_temporary_folder() -> None:
     try:
         mine = tempfile.mkdtemp(prefix=f"{mark}{os.getpid()}-")
     except OSError:
+        return
+    if len(mine) > _LONGEST_FOLDER:
+        Path(mine).rmdir()
         return
     tempfile.tempdir = os.environ["TMPDIR"] = mine
     atexit.register(shutil.rmtree, mine, ignore_errors=True)
