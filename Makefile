@@ -29,11 +29,11 @@ demo: setup  ## train a teacher and low-bit students on real data, print the tab
 
 test: setup  ## fast tests: offline, CPU
 	@echo "== test: pytest, offline, $(WORKERS) workers"
-	@$(BIN)/python -m pytest -n $(WORKERS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-full: setup  ## every test, long ones included
 	@echo "== test-full: pytest with the slow tests"
-	@$(BIN)/python -m pytest -n $(WORKERS) -m ""
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m ""
 
 lint: setup  ## ruff and the import contracts
 	@$(BIN)/ruff check .

@@ -55,13 +55,29 @@ def labels(outputs, tiny):
     return folder
 
 
+EVERYTHING = [
+    *([f"experiment={e}", *WANTED.get(e, [])] for e in EXPERIMENTS),
+    *OTHERS,
+    *([*TEXT, f"quantizer={q}", *NEEDS.get(q, [])] for q in QUANTIZERS),
+    *(["method=ti_m", "quantizer=lsq_w4a4", choice] for choice in AROUND),
+]
+IN_EXPERIMENTS = "".join(file.read_text() for file in (C.shipped_root() / "conf" / "experiment").rglob("*.yaml"))
+
+
+def is_repeated(overrides: list[str]) -> bool:
+    """Whether an experiment trains the last choice too, or the same experiment exists on the rows of CoLA."""
+    if overrides in OTHERS:
+        return False
+    return overrides[0].startswith("experiment=glue/sst2") or any(
+        f"/{word.replace('=', ': ')}\n" in IN_EXPERIMENTS
+        for word in overrides
+        if word.startswith(("quantizer=", "estimator=", "correction=", "oscillation=")) and word != "quantizer=lsq_w4a4"
+    )
+
+
 @pytest.mark.parametrize(
     "overrides",
-    [[f"experiment={e}", *WANTED.get(e, [])] for e in EXPERIMENTS]
-    + OTHERS
-    + [[*TEXT, f"quantizer={q}", *NEEDS.get(q, [])] for q in QUANTIZERS]
-    + [["method=ti_m", "quantizer=lsq_w4a4", choice] for choice in AROUND],
-    ids=" ".join,
+    [pytest.param(o, marks=pytest.mark.slow if is_repeated(o) else (), id=" ".join(o)) for o in EVERYTHING],
 )
 def test_runs_to_its_end(overrides, few_steps, outputs, runs_in, capsys, labels, many_glue_rows, tiny_bert):
     overrides = [override.replace("{labels}", labels(overrides)) for override in overrides]

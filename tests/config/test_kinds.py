@@ -51,72 +51,73 @@ def test_both_lists_name_the_same_kinds():
     assert set(VALUES) <= set(vars(S.FakeQuantConfig()))
 
 
-@pytest.mark.parametrize("kind", KIND_NAMES)
-def test_a_kind_takes_the_settings_that_validation_allows_and_no_others(kind: str):
-    for name, value in VALUES.items():
-        config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), **{name: value})
-        slot = "weight" if FACTS[config.kind].weight else "input"
+def test_a_kind_takes_the_settings_that_validation_allows_and_no_others():
+    for kind in KIND_NAMES:
+        for name, value in VALUES.items():
+            config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), **{name: value})
+            slot = "weight" if FACTS[config.kind].weight else "input"
+            accepted = not list(_fake_quant("key", config, slot))
+            try:
+                spec_of(config)
+                built = True
+            except ValueError:
+                built = False
+            assert accepted == built, (kind, name, list(_fake_quant("key", config, slot)))
+            assert accepted == (name in FACTS[config.kind].takes), (kind, name)
+
+
+def test_widths_agree():
+    for kind, bits in itertools.product(KIND_NAMES, [None, 1.0, 1.58, 2.0, 2.5, 3.0, 4.0, 8.0, 16.0]):
+        config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits)
+        slot, target = ("weight", WEIGHT) if FACTS[config.kind].weight else ("input", INPUT)
         accepted = not list(_fake_quant("key", config, slot))
+        if bits is not None and bits > 8 and kind in ("elastic", "statsq"):
+            assert not accepted, (kind, bits)  # narrower in validation: no published use
+        else:
+            assert accepted == builds(config, target), (kind, bits)
+
+
+def test_granularities_that_validation_accepts_build():
+    for kind, granularity in itertools.product(KIND_NAMES, S.Granularity):
+        config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), granularity=granularity)
+        facts = FACTS[config.kind]
+        assert (granularity in facts.weight) == (not list(_fake_quant("key", config, "weight"))), (kind, granularity)
+        assert (granularity in facts.input) == (not list(_fake_quant("key", config, "input"))), (kind, granularity)
+        if granularity in facts.weight:
+            assert builds(config, WEIGHT), (kind, granularity)
+        if granularity in facts.input:
+            assert builds(config, OPERAND), (kind, granularity)
+
+
+def test_an_estimator_is_refused_at_composition_where_it_is_undefined():
+    for kind, estimator in itertools.product(KIND_NAMES, S.EstimatorKind):
+        config = S.Config(quantizer=S.QuantizerConfig(name="x"), data=S.DataConfig(name="d", kind=S.DataKind.digits))
+        slot = "weight" if FACTS[S.QuantizerKind[kind]].weight else "activation"
+        spec = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind))
+        setattr(config.quantizer, slot, spec)
+        rule = {"weight": spec} if slot == "weight" else {"bmm": spec}
+        config.quantizer.rules = [S.RuleConfig(match=["attention" if slot == "activation" else "query"], **rule)]
+        setattr(config.estimator, slot, S.EstimatorConfig(kind=estimator))
+        problems = list(quantization_problems(config))
         try:
-            spec_of(config)
-            built = True
+            spec_of(spec, S.EstimatorConfig(kind=estimator))
+            defined = True
         except ValueError:
-            built = False
-        assert accepted == built, (name, list(_fake_quant("key", config, slot)))
-        assert accepted == (name in FACTS[config.kind].takes)
+            defined = False
+        assert defined == (not problems), (kind, estimator, problems)
+        assert all(f"estimator.{slot}.kind={estimator.name}" in problem for problem in problems)
 
 
-@pytest.mark.parametrize("kind", KIND_NAMES)
-@pytest.mark.parametrize("bits", [None, 1.0, 1.58, 2.0, 2.5, 3.0, 4.0, 8.0, 16.0])
-def test_widths_agree(kind: str, bits: float | None):
-    config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits)
-    slot, target = ("weight", WEIGHT) if FACTS[config.kind].weight else ("input", INPUT)
-    accepted = not list(_fake_quant("key", config, slot))
-    if bits is not None and bits > 8 and kind in ("elastic", "statsq"):
-        assert not accepted  # narrower in validation: no published use
-    else:
-        assert accepted == builds(config, target)
-
-
-@pytest.mark.parametrize(("kind", "granularity"), list(itertools.product(KIND_NAMES, S.Granularity)))
-def test_granularities_that_validation_accepts_build(kind: str, granularity: S.Granularity):
-    config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), granularity=granularity)
-    facts = FACTS[config.kind]
-    assert (granularity in facts.weight) == (not list(_fake_quant("key", config, "weight")))
-    assert (granularity in facts.input) == (not list(_fake_quant("key", config, "input")))
-    if granularity in facts.weight:
-        assert builds(config, WEIGHT)
-    if granularity in facts.input:
-        assert builds(config, OPERAND)
-
-
-@pytest.mark.parametrize(("kind", "estimator"), list(itertools.product(KIND_NAMES, S.EstimatorKind)))
-def test_an_estimator_is_refused_at_composition_where_it_is_undefined(kind: str, estimator: S.EstimatorKind):
-    config = S.Config(quantizer=S.QuantizerConfig(name="x"), data=S.DataConfig(name="d", kind=S.DataKind.digits))
-    slot = "weight" if FACTS[S.QuantizerKind[kind]].weight else "activation"
-    spec = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind))
-    setattr(config.quantizer, slot, spec)
-    rule = {"weight": spec} if slot == "weight" else {"bmm": spec}
-    config.quantizer.rules = [S.RuleConfig(match=["attention" if slot == "activation" else "query"], **rule)]
-    setattr(config.estimator, slot, S.EstimatorConfig(kind=estimator))
-    problems = list(quantization_problems(config))
-    try:
-        spec_of(spec, S.EstimatorConfig(kind=estimator))
-        defined = True
-    except ValueError:
-        defined = False
-    assert defined == (not problems), problems
-    assert all(f"estimator.{slot}.kind={estimator.name}" in problem for problem in problems)
-
-
-@pytest.mark.parametrize("kind", KIND_NAMES)
-def test_scalar_noise_agrees(kind: str):
-    config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), noise=S.NoiseUnit.row, noise_rate=0.5)
-    facts = FACTS[config.kind]
-    slot = "weight" if facts.weight else "input"
-    accepted = not list(_fake_quant("key", config, slot))
-    assert accepted == facts.noise
-    assert accepted == builds(config, WEIGHT if facts.weight else INPUT)
+def test_scalar_noise_agrees():
+    for kind in KIND_NAMES:
+        config = S.FakeQuantConfig(
+            kind=S.QuantizerKind[kind], bits=bits_for(kind), noise=S.NoiseUnit.row, noise_rate=0.5
+        )
+        facts = FACTS[config.kind]
+        slot = "weight" if facts.weight else "input"
+        accepted = not list(_fake_quant("key", config, slot))
+        assert accepted == facts.noise, kind
+        assert accepted == builds(config, WEIGHT if facts.weight else INPUT), kind
 
 
 def test_gridless_kinds_are_those_without_codes():

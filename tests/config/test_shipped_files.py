@@ -122,14 +122,14 @@ def test_choice_composes_and_validates(file: str, folder: Path, run_ids: dict[st
         assert identity.run_id(cfg) == run_ids["experiments"][choice]
 
 
-@pytest.mark.parametrize("file", HIDDEN)
-def test_hidden_file_is_used_by_a_choice(file: str):
-    """Files that begin with _ are reached through the defaults of their neighbours, which are tested."""
-    name = Path(file)
-    group, hidden = group_and_choice(file)
-    neighbours = [path for path in (ROOT / name.parent).glob("*.yaml") if not path.name.startswith("_")]
-    entries = [entry for path in neighbours for entry in OmegaConf.load(path).get("defaults", [])]
-    assert name.stem in entries or f"/{group}/{hidden}" in entries
+def test_hidden_file_is_used_by_a_choice():
+    for file in HIDDEN:
+        """Files that begin with _ are reached through the defaults of their neighbours, which are tested."""
+        name = Path(file)
+        group, hidden = group_and_choice(file)
+        neighbours = [path for path in (ROOT / name.parent).glob("*.yaml") if not path.name.startswith("_")]
+        entries = [entry for path in neighbours for entry in OmegaConf.load(path).get("defaults", [])]
+        assert name.stem in entries or f"/{group}/{hidden}" in entries, file
 
 
 @pytest.mark.parametrize("file", SEARCHES)
@@ -142,19 +142,19 @@ def test_search_has_a_space_of_valid_jobs(file: str):
         assert config.sweep == Path(file).stem
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_first_comment_is_a_sentence(file: str):
-    lines = (ROOT / file).read_text().splitlines()
-    first = next(line for line in lines if "@package" not in line)
-    assert re.fullmatch(r"# [A-Z`0-9].{10,}[a-z0-9`)]\.", first, re.IGNORECASE), f"{file} begins with {first!r}"
-    assert len(first.split()) >= 3
-    assert first.count("(") == first.count(")"), f"{first!r} ends inside a parenthesis"
+def test_first_comment_is_a_sentence():
+    for file in FILES:
+        lines = (ROOT / file).read_text().splitlines()
+        first = next(line for line in lines if "@package" not in line)
+        assert re.fullmatch(r"# [A-Z`0-9].{10,}[a-z0-9`)]\.", first, re.IGNORECASE), f"{file} begins with {first!r}"
+        assert len(first.split()) >= 3, file
+        assert first.count("(") == first.count(")"), f"{first!r} ends inside a parenthesis"
 
 
-@pytest.mark.parametrize("file", COMMENTED)
-def test_ls_shows_the_first_comment(file: str):
-    group, choice = ("sweeps", Path(file).stem) if file in SWEEPS else group_and_choice(file)
-    comment = C.first_comment(group, choice)
-    assert comment
-    assert f"# {comment}" in (ROOT / file).read_text().splitlines()
-    assert "@package" not in comment
+def test_ls_shows_the_first_comment():
+    for file in COMMENTED:
+        group, choice = ("sweeps", Path(file).stem) if file in SWEEPS else group_and_choice(file)
+        comment = C.first_comment(group, choice)
+        assert comment, file
+        assert f"# {comment}" in (ROOT / file).read_text().splitlines(), file
+        assert "@package" not in comment, file

@@ -111,8 +111,18 @@ def stages_of(method: str) -> list[str]:
     return [*C.to_config(C.compose([f"method={method}"])).method.stages]
 
 
-@pytest.mark.parametrize("data", DATA)
-@pytest.mark.parametrize("method", METHODS)
+# Variants of other methods' losses: on one kind of model in the fast tests.
+VARIANTS = [method for method in METHODS if method.endswith(("_figure", "_development", "_layers"))]
+
+
+@pytest.mark.parametrize(
+    ("method", "data"),
+    [
+        pytest.param(method, data, marks=pytest.mark.slow if method in VARIANTS and data == "agreement" else ())
+        for method in METHODS
+        for data in DATA
+    ],
+)
 def test_loss_falls_and_gradients_reach_what_the_method_trains(method, data, outputs, watched):
     choices = [f"method={method}", f"data={data}", *DATA[data], *TINY, *HOME.get(method, [])]
     count = STEPS[method]

@@ -175,6 +175,7 @@ def test_the_compiled_function_is_one_graph_and_equals_eager(name: str):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow  # half a minute for the first call of a C++ compiler
 @pytest.mark.parametrize("estimator", [None, StableQAT()], ids=str)
 def test_inductor_compiles_a_learned_quantizer(estimator: Estimator | None):
     case, x = CASES["lsq offset"], gaussian()
