@@ -7,9 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from safetensors.numpy import save_file
 
 from lowbit.config.validate import load
 
@@ -38,6 +40,15 @@ def changed() -> Changed:
         return cfg
 
     return make
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that passes for a Hugging Face model where nothing but its files is looked at."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text("{}")
+    save_file({"weight": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture

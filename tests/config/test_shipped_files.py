@@ -76,10 +76,9 @@ def overrides_for(file: str, folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, store: Path, cifar: Path) -> Path:
-    (tmp_path / "model.safetensors").touch()
-    for archive in cifar.iterdir():
-        (tmp_path / archive.name).symlink_to(archive)
+def folder(tmp_path: Path, store: Path, cifar: Path, model_folder: Path) -> Path:
+    for file in (*cifar.iterdir(), *model_folder.iterdir()):
+        (tmp_path / file.name).symlink_to(file)
     return tmp_path
 
 

@@ -42,16 +42,15 @@ NEEDS = {
 
 
 @pytest.fixture(scope="module")
-def stand_ins(glue: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def stand_ins(glue: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders that `NEEDS` names."""
-    many, model = tmp_path_factory.mktemp("glue"), tmp_path_factory.mktemp("model")
-    (model / "model.safetensors").touch()
+    many = tmp_path_factory.mktemp("glue")
     for file in glue.glob("*/*.tsv"):
         lines = file.read_text().splitlines(keepends=True)
         header = 0 if file.parent.name == "CoLA" else 1
         (many / file.parent.name).mkdir(exist_ok=True)
         (many / file.parent.name / file.name).write_text("".join(lines[:header] + 400 * lines[header:]))
-    return {"glue": many, "model": model}
+    return {"glue": many, "model": model_folder}
 
 
 def jobs_of(name: str, stand_ins: dict[str, Path]) -> list[list[str]]:
