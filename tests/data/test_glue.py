@@ -150,6 +150,19 @@ def test_files_that_may_be_copies_of_others_are_refused(add: str, told: str, tmp
         find_split(config("rte", tmp_path), TRAIN)
 
 
+def test_a_text_of_a_table_that_is_not_utf8_is_a_bad_row(tmp_path: Path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    (tmp_path / "RTE").mkdir()
+    texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"caf\xe9"]).buffers())
+    table = pa.table({"sentence1": ["a", "b"], "sentence2": texts, "label": [0, 1]})
+    parquet.write_table(table, tmp_path / "RTE" / "train.parquet")
+    with pytest.raises(ValueError, match=r"train\.parquet row 2: sentence2 is not UTF-8"):
+        read_rows(config("rte", tmp_path), TRAIN)
+    assert len(read_rows(config("rte", tmp_path, on_bad_row=OnBadRow.skip), TRAIN)) == 1
+
+
 def test_numbered_files_without_a_total_are_one_split(tmp_path: Path):
     (tmp_path / "RTE").mkdir()
     for number in range(2):

@@ -37,7 +37,8 @@ def _check(args: argparse.Namespace) -> int:
         problems.update(dict.fromkeys(found.problems))
         if not found.problems:
             print(f"{config.name}/{identity.run_id(cfg)}: valid")
-            print("\n".join(f"  {line}" for line in [*found.preview, *found.unchecked]))
+            unchecked = [f"not checked: {', '.join(subjects)}: {why}" for why, subjects in found.unchecked.items()]
+            print("\n".join(f"  {line}" for line in [*found.preview, *unchecked]))
     if problems:
         raise ConfigError(list(problems))
     return 0

@@ -32,7 +32,8 @@ class XglueDescription:
         metric: Name of the score, see `lowbit.data.build_metric`.
         train_rows: Number of training rows, or sentences.
         numbered: Files may begin each row with its number.
-        aliases: Other spellings of labels, in the files or on the hub.
+        aliases: Other spellings of labels in the files.
+        names: What the labels mean, as the hub calls them, where the files spell them 0 and 1.
     """
 
     folder: str
@@ -46,11 +47,17 @@ class XglueDescription:
     train_rows: int
     numbered: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def tags(self) -> bool:
         """Whether words are labelled, not texts."""
         return self.columns[0] == "words"
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the labels mean, in the order of their ids."""
+        return self.names or self.labels
 
     def file(self, part: Part, language: str) -> str:
         """Return the name of an official file, with its folder."""
@@ -104,7 +111,7 @@ XGLUE_TASKS: dict[XglueTask, XglueDescription] = {
         metric="accuracy",
         train_rows=49_401,
         numbered=True,
-        aliases=(("different", "0"), ("same", "1")),
+        names=("different", "same"),
     ),
     XglueTask.nc: _texts(
         "nc",
@@ -126,7 +133,7 @@ XGLUE_TASKS: dict[XglueTask, XglueDescription] = {
     ),
     XglueTask.qam: replace(
         _texts("qam", ("question", "answer", "label"), "0 1", "en de fr", 100_000),
-        aliases=(("False", "0"), ("True", "1")),
+        names=("False", "True"),
     ),
     XglueTask.ner: _tags(
         "ner", "O B-PER I-PER B-ORG I-ORG B-LOC I-LOC B-MISC I-MISC", "en de es nl", 14_042, "entity_f1"

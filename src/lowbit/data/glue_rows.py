@@ -140,8 +140,22 @@ def table_rows(found: SplitFiles, wanted: Sequence[str]) -> Iterator[Record]:
         if missing:
             raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
         features = _features(path, table.schema)
-        rows = zip(*(by_name(table[name].to_pylist(), features[name]) for name in wanted), strict=True)
+        columns = (_cells(f"{path}: {name}", table[name]) for name in wanted)
+        rows = zip(*(by_name(cells, features[name]) for name, cells in zip(wanted, columns, strict=True)), strict=True)
         yield from ((f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _cells(where: str, column: Any) -> list[Any]:
+    """Return the values of a column; bytes that are not UTF-8 stand in a text as lone surrogates, as in TSV files."""
+    import pyarrow as pa
+
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError as error:
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise ValueError(f"{where} is not UTF-8 ({error})") from error
+    values = column.cast(pa.large_binary()).to_pylist()
+    return [value if value is None else value.decode(errors="surrogateescape") for value in values]
 
 
 def _features(path: Path, schema: Any) -> Any:

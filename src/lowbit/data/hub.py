@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+_SECONDS = 5  # for a connection to the hub
 
 
 class OutOfReachError(ValueError):
     """Something on the hub is neither cached nor reachable: whether it would do is unknown here."""
+
+
+@cache
+def leave_unreachable_hub() -> None:
+    """Try once whether the hub answers; if not, take only what is cached: its clients retry half a minute per file."""
+    from huggingface_hub import constants
+
+    hub = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or getproxies().get(hub.scheme):  # a proxy would have to be asked
+        return
+    try:
+        socket.create_connection((hub.hostname or "", hub.port or 443), timeout=_SECONDS).close()
+    except OSError:
+        from datasets import config
+
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
 
 
 @contextmanager
@@ -44,6 +66,7 @@ def hub_split(
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    leave_unreachable_hub()
     try:
         with quiet_hub():
             return load_dataset(repository, *names, split=split, revision=revision)

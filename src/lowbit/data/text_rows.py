@@ -43,7 +43,9 @@ def text_parts(config: DataConfig) -> Iterator[TextPart]:
         case DataKind.xglue:
             known = xglue_description(config)
             rows = read_sentences if known.tags else read_texts
-            yield TextPart("train", _limit(True), partial(rows, config, "train", train_language(config)), known.labels)
+            yield TextPart(
+                "train", _limit(True), partial(rows, config, "train", train_language(config)), known.label_names
+            )
             for language in evaluated_languages(config):
                 yield TextPart(f"dev {language}", _limit(False), partial(rows, config, "dev", language))
 

@@ -50,7 +50,7 @@ def xglue_info(config: DataConfig) -> DataInfo:
         has_test=False,
         more_validation=tuple(others),
         averaged=bool(others),
-        labels=task.labels,
+        labels=task.label_names,
     )
 
 
@@ -94,7 +94,7 @@ def _split(
     tokens = Tokens(tensors["ids"], tensors["types"], tensors["starts"][: rows + 1])
     if part == "train":
         labels = tensors["labels"][: int(tokens.starts[-1]) if task.tags else rows]
-        check_labels_differ(config, labels[labels != NO_TAG].tolist(), task.labels)
+        check_labels_differ(config, labels[labels != NO_TAG].tolist(), task.label_names)
     pad: tuple[int, int | None] = (tokenizer.pad_token_id, fixed_width(config))
     if task.tags:
         return TagSplit(tokens, tensors["labels"], *pad)

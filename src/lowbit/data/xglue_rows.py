@@ -86,8 +86,10 @@ def _take_texts(rows: Rows, task: XglueDescription, cells: Sequence[Any]) -> str
 
 def _take_sentence(rows: Sentences, task: XglueDescription, words: Any, tags: Any) -> str | None:
     """Append a sentence and return None, or return what is wrong with it."""
-    if not words:
+    if not words or not isinstance(words, list):
         return "no words"
+    if not isinstance(tags, list):
+        return "no tags"
     if len(words) != len(tags):
         return f"{len(words)} words with {len(tags)} tags"
     ids = [_label(task, tag) for tag in tags]
@@ -106,8 +108,9 @@ def _label(task: XglueDescription, label: Any) -> int | None:
     """Return the id of a label that a file spells, or that a table holds as a number; None for any other."""
     if isinstance(label, str):
         name = dict(task.aliases).get(label.strip(), label.strip())
-        if name in task.labels:
-            return task.labels.index(name)
+        for known in (task.labels, task.names):
+            if name in known:
+                return known.index(name)
         label = int(name) if name.isdecimal() else None
     return label if isinstance(label, int) and 0 <= label < len(task.labels) else None
 

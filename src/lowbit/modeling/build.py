@@ -15,7 +15,7 @@ from torch import nn
 from lowbit.config.model_files import MODEL_CONFIG, WEIGHTS, weight_file
 from lowbit.config.schema import ModelConfig, ModelKind
 from lowbit.data import DataInfo
-from lowbit.data.hub import OutOfReachError, quiet_hub
+from lowbit.data.hub import OutOfReachError, leave_unreachable_hub, quiet_hub
 from lowbit.modeling.descriptions import described_labels, label_order, name_labels, reorder_head, timm_labels
 from lowbit.modeling.families import family_of
 from lowbit.modeling.text_inputs import fit_tokenizer
@@ -194,6 +194,8 @@ def _loaded_by_library(config: ModelConfig, where: str, what: str = "it") -> Ite
         OutOfReachError: a model of the hub that is neither cached nor reachable.
         ValueError: anything else.
     """
+    if not Path(where.split("=", 1)[1]).is_dir():
+        leave_unreachable_hub()
     try:
         with quiet_hub():
             yield

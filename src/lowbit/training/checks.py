@@ -64,10 +64,10 @@ CHECKS = (
 
 @dataclass
 class Findings:
-    """What is wrong with a job, what could not be checked, and lines on what it would do."""
+    """What is wrong with a job, what could not be checked for each reason, and lines on what it would do."""
 
     problems: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
+    unchecked: dict[str, list[str]] = field(default_factory=dict)
     preview: list[str] = field(default_factory=list)
 
 
@@ -82,7 +82,8 @@ def examine(jobs: Iterable[Config]) -> Iterator[Findings]:
                 known[key] = Findings()
                 _collect(check.subject, check.problems, config, known[key], known[key].problems)
             found.problems += known[key].problems
-            found.unchecked += known[key].unchecked
+            for reason, subjects in known[key].unchecked.items():
+                found.unchecked.setdefault(reason, []).extend(subjects)
         _collect("the stages and rules", preview, config, found, found.preview)
         yield found
 
@@ -96,6 +97,7 @@ def _collect(
     except (ConfigError, *CONFIG_ERRORS, OSError) as error:
         problems = error.problems if isinstance(error, ConfigError) else [explain(error)]
         if isinstance(error, OutOfReachError) or isinstance(error.__cause__, OutOfReachError):
-            found.unchecked += [f"not checked: {subject}: {problem}" for problem in problems]
+            for problem in problems:
+                found.unchecked.setdefault(problem, []).append(subject)
         else:
             found.problems += [problem for problem in problems if problem not in found.problems]
