@@ -63,6 +63,23 @@ def test_page_has_every_part(page):
     assert len(text) < 200_000
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", b"\xff" * 8 + b"{}", None], ids=["empty", "garbage", "huge", "half"]
+)
+def test_damaged_weights_are_named(content, page, overrides, outputs, tmp_path):
+    """The page says which file, and shows the rest; the run itself is untouched."""
+    (weights,) = outputs.glob("runs/*/ternarybert/*/stages/*/model.safetensors")
+    before = weights.read_bytes()
+    weights.write_bytes(before[: len(before) // 2] if content is None else content)
+    try:
+        assert main(["report", "demo", *overrides, "--out", str(tmp_path / "r.html")]) == 0
+    finally:
+        weights.write_bytes(before)
+    text = (tmp_path / "r.html").read_text()
+    assert f"cannot be rebuilt: {weights}" in text
+    assert "Loss terms of ternarybert" in text
+
+
 def test_sweep_without_a_finished_run(tmp_path, capsys):
     words = ["demo", "method=ti_g", f"paths.outputs={tmp_path}"]
     assert main(["report", *words, "--out", str(tmp_path / "r.html")]) == 1

@@ -26,6 +26,7 @@ SETS = {
     "keys that are not there": ["optimizer.rate=1", "seed=1,2"],
     "keys of one choice only": ["method=ti_g,ternarybert", "method.stages.intervene.steps=7", "budget.steps=20"],
     "values out of range": ["optimizer.lr=-1,1", "data.batch_size=0"],
+    "paths": ["data.dir=~/a", "paths.outputs=/home/jürgen/a b,~/b", "data=cola"],
     "seeds out of range": ["seed=-1,1,9223372036854775808,2"],
     "keys that the schema lacks": ["+data.more=1", "seed=1"],
     "additions and deletions": ["~method.losses.hidden", "+method.losses.own={kind:task,weight:0.5}"],

@@ -32,7 +32,8 @@ from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.fields import LIMIT
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, unknown_keys
-from lowbit.config.schema import Config
+from lowbit.config.schema import PATHS, Config
+from lowbit.config.sources import unused_files
 from lowbit.config.validate import load, problems_of
 
 Loaded = tuple[dict[str, Any], Config]
@@ -112,14 +113,34 @@ class _Copies(_Files):
         return found
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A key at the root of a config: as composed, resolved to builtins, as typed object; and what it refers to."""
+
+    node: Any
+    content: Any
+    value: Any
+    references: frozenset[str]
+
+    @classmethod
+    def of(cls, cfg: DictConfig, key: str) -> _Part:
+        """Resolve a key."""
+        node: Any = cfg._get_node(key)
+        if isinstance(node, DictConfig):
+            composed = OmegaConf.to_container(node, resolve=False)
+            content = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
+            return cls(node, content, OmegaConf.to_object(node), frozenset(_references(composed)))
+        return cls(node, cfg[key], cfg[key], frozenset(_references([node._value()])))
+
+
 class _Base:
     """A config without the overrides by plain values."""
 
-    def __init__(self, cfg: DictConfig) -> None:
-        self.config = C.to_config(cfg)  # which expands ~ in cfg
-        self.content = identity.resolved(cfg)
-        self._nodes = {str(key): cfg._get_node(key) for key in cfg}
-        self._references = frozenset(_references(OmegaConf.to_container(cfg, resolve=False)))
+    def __init__(self, parts: Mapping[str, _Part]) -> None:
+        self.content = {key: part.content for key, part in parts.items()}
+        self.config = Config(**{key: part.value for key, part in parts.items()})
+        self._nodes = {key: part.node for key, part in parts.items()}
+        self._references = frozenset[str]().union(*(part.references for part in parts.values()))
         self._leaves: dict[str, ValueNode | None] = {}
 
     def leaf(self, key: str) -> ValueNode | None:
@@ -154,6 +175,7 @@ class _Batch:
         self._files = _Files(loader.repository)
         self._root: DictConfig | None = None
         self._nodes: dict[Hashable, Any] = {}  # by what they were made of
+        self._parts: dict[Hashable, _Part] = {}  # of those that refer to nothing
         self._contents: dict[tuple[str, str], _File] = {}
         self._bases: dict[tuple[str, ...], _Base] = {}
         self._refused: dict[tuple[str, ...], ConfigError] = {}
@@ -223,18 +245,20 @@ class _Batch:
         """Return the config of the overrides that are left to Hydra."""
         if overrides not in self._bases:
             try:
-                cfg = self._compose(overrides)
+                cfg, origins = self._compose(overrides)
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 raise _NotComposedError from error
-            self._bases[overrides] = _Base(cfg)
+            parts = {key: self._parts.get(origin) or _Part.of(cfg, key) for key, origin in origins.items()}
+            self._parts |= {origins[key]: part for key, part in parts.items() if not part.references}
+            self._bases[overrides] = _Base(parts)
         return self._bases[overrides]
 
-    def _compose(self, overrides: tuple[str, ...]) -> DictConfig:
-        """Return what Hydra composes, without its own settings; the next call changes it.
+    def _compose(self, overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, Hashable]]:
+        """Return what Hydra composes, without its own settings, and of what; the next call changes the config.
 
         A node at the root is made anew only if the files and overrides that set something in it are a new combination.
         """
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides(C.quoted(overrides))
         found = create_defaults_list(self._files, C.ROOT_CONFIG, parsed, prepend_hydra=False, skip_missing=False)
         origins = self._origins(found)
         if not all(origin in self._nodes for origin in origins.values()):
@@ -251,7 +275,11 @@ class _Batch:
             node = self._nodes[origin]
             self._root._content[key] = node  # type: ignore[index]
             node._set_parent(self._root)
-        return self._root
+        if any(str(OmegaConf.select(self._root, key)).startswith("~") for key in PATHS):
+            raise ValueError("a path in a file begins with ~, which would be replaced in nodes that others share")
+        if any(unused_files(list(overrides))):
+            raise ValueError("files that are not read")
+        return self._root, origins
 
     def _origins(self, found: DefaultsList) -> dict[str, Hashable]:
         """Return, for each key at the root, what sets something in it: files and overrides.
@@ -335,7 +363,7 @@ def _parse(word: str) -> Override | None:
     """Return an override by a plain value of a key; None of all others."""
     override = None
     with suppress(HydraException):
-        override = OverridesParser.create().parse_override(word)
+        override = OverridesParser.create().parse_override(*C.quoted([word]))
     if override is None or override.type is None or override.is_add() or override.is_force_add():
         return None
     if override.is_delete() or override.is_sweep_override() or override.package is not None:
@@ -344,7 +372,7 @@ def _parse(word: str) -> Override | None:
         return None
     value = override.value()
     if isinstance(value, str):
-        return None if "${" in value or value == "???" else override
+        return None if "${" in value or value.startswith(("~", "???")) else override
     return override if value is None or isinstance(value, int | float) else None
 
 

@@ -54,8 +54,16 @@ _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # the last o
 
 def resolved(cfg: Composed) -> dict[str, Any]:
     """Return the config as plain builtins of its own: interpolations resolved, enums as their names."""
-    plain: Any = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True) if isinstance(cfg, DictConfig) else cfg
-    return {str(key): _copied(value) for key, value in plain.items()}
+    return {str(key): _copied(value) for key, value in _plain(cfg).items()}
+
+
+def _plain(cfg: Composed) -> Mapping[str, Any]:
+    """Return the same, perhaps shared with the caller."""
+    if not isinstance(cfg, DictConfig):
+        return cfg
+    container = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def _copied(value: Any) -> Any:
@@ -95,7 +103,7 @@ def teacher_id(cfg: Composed) -> str:
 
 def cached_teacher(cfg: Composed) -> str | None:
     """Return the id of the teacher that the run takes from the cache, or None: no teacher, or one that is given."""
-    content = resolved(cfg)
+    content = _plain(cfg)
     if content["teacher"]["source"] != "finetune" or not any(map(_needs_teacher, content["method"]["stages"].values())):
         return None
     return teacher_id(cfg)
