@@ -30,6 +30,8 @@ SWEEPS = [name for name in FILES if name.startswith("sweeps/")]  # their jobs: t
 SEARCHES = [name for name in SWEEPS if name.startswith("sweeps/search_")]  # spaces, which no sweep can list
 PAPERS = [name for name in FILES if name.startswith("conf/paper/")]  # not of the run config: tests/results reads them
 CHOICES = [name for name in FILES if name not in {*HIDDEN, *SWEEPS, *PAPERS, "conf/config.yaml"}]
+# Trained one by one, hence composed and validated, by tests/cli/test_run_everything.py and tests/methods.
+TRAINED = [name for name in CHOICES if re.match("conf/(quantizer|estimator|correction|oscillation|method)/", name)]
 COMMENTED = sorted({*CHOICES, *SWEEPS, *PAPERS})
 
 # What a choice cannot do without; {folder} exists and holds model.safetensors and store/, a soft-label store,
@@ -99,7 +101,15 @@ def test_needs_name_choices_that_exist():
     assert set(NEEDS) <= {"=".join(group_and_choice(file)) for file in CHOICES}
 
 
-@pytest.mark.parametrize("file", CHOICES)
+def test_choices_are_what_their_files_say():
+    """Names go into folders, tables and ids: a copied file that keeps the name of its source would mix them up."""
+    for file in TRAINED:
+        group, choice = group_and_choice(file)
+        name = OmegaConf.load(ROOT / file).get("name", choice)
+        assert name == choice, f"conf/{group}/{choice}.yaml is named {name}"
+
+
+@pytest.mark.parametrize("file", sorted({*CHOICES} - {*TRAINED}))
 def test_choice_composes_and_validates(file: str, folder: Path, run_ids: dict[str, Any]):
     overrides = overrides_for(file, folder)
     try:
@@ -114,7 +124,6 @@ def test_choice_composes_and_validates(file: str, folder: Path, run_ids: dict[st
     group, choice = group_and_choice(file)
     part = cfg.get(group)
     if part is not None and "name" in part:
-        # Names go into folders, tables and ids: a copied file that keeps the name of its source would mix them up.
         assert part.name == choice
     assert config.name == f"{config.data.name}/{config.method.name}"
     if group == "experiment" and len(overrides) == 1:  # the others need data

@@ -1,5 +1,7 @@
 """Quantization rules: matching, precedence, errors, and the published module list of BERT-base."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -20,6 +22,7 @@ INT8 = QuantizerSpec("minmax_symmetric", bits=8, clip=2.5)
 INT4 = QuantizerSpec("minmax_symmetric", bits=4, clip=2.5)
 
 
+@cache  # composing takes longer than the rest of a test
 def shipped(name: str, *overrides: str) -> tuple[Rule, ...]:
     config = to_config(compose([f"quantizer={name}", *overrides]))
     return build_rules(config.quantizer, config.estimator)
