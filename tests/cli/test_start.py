@@ -12,7 +12,15 @@ from transformers import BertConfig, BertForSequenceClassification, DistilBertCo
 from lowbit.cli import main
 
 Change = Callable[[Path], object]
-TEXT = ["data=mrpc", "data.dir={glue}", "model=hf", "model.path={bert}", "method=kd_qat", "quantizer=w2a8"]
+TEXT = [
+    "data=mrpc",
+    "data.dir={glue}",
+    "data.batch_size=2",
+    "model=hf",
+    "model.path={bert}",
+    "method=kd_qat",
+    "quantizer=w2a8",
+]
 IMAGES = ["data=digits", "model=timm", "method=finetune", "model.pretrained=false"]
 
 
