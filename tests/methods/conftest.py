@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from lowbit.config.compose import compose, to_config
 from lowbit.config.schema import Config
 from lowbit.config.validate import load, validate
+from lowbit.files import read_json
 from lowbit.modeling import Instrument, prepare
 from lowbit.quantizers import calibrate
 from lowbit.recipes import Stage, build_recipe
@@ -195,4 +195,4 @@ def two_stage_run(tmp_path_factory: pytest.TempPathFactory) -> TwoStageRun:
     (file,) = outputs.glob("runs/*/*/*/run.json")
     with (file.parent / "metrics.csv").open() as table:
         rows = list(csv.DictReader(table))
-    return TwoStageRun(file.parent, losses, evaluated, json.loads(file.read_text()), rows)
+    return TwoStageRun(file.parent, losses, evaluated, read_json(file), rows)
