@@ -151,6 +151,7 @@ def test_the_weights_kept_are_the_last_ones_and_not_the_best_on_validation(two_s
     logged = [row["val/matthews"] for row in two_stage_run.rows if row["val/matthews"]]
     assert float(logged[-1]) == pytest.approx(validated, abs=1e-6)
     assert sorted(path.name for path in (two_stage_run.folder / "stages" / "plain").iterdir()) == [
+        "metrics.csv",
         "model.safetensors",
         "stage.json",
     ]
