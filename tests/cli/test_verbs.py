@@ -76,11 +76,18 @@ def test_help_has_an_example(verb, capsys):
     assert f"example: lowbit {verb}" in " ".join(out.split())
 
 
-def test_help_lists_the_verbs(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    first_words = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_help_lists_the_verbs(argv, capsys):
+    if argv:
+        with pytest.raises(SystemExit) as caught:
+            main(argv)
+        assert caught.value.code == 0
+    else:
+        assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "Train Transformers" in out
+    assert "console script" not in out
+    first_words = [line.split()[0] for line in out.splitlines() if line.startswith("    ")]
     assert [word for word in first_words if word in VERBS] == list(VERBS)
 
 
@@ -307,6 +314,12 @@ def _shipped() -> list[tuple[str, str]]:
 
 def test_train_from_another_folder_writes_only_outputs(capsys, monkeypatch, tmp_path, few_steps):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", *few_steps(["method=finetune"])]) == 0
+    assert main(["train", *few_steps(["method=finetune"]), "teacher.seed=3"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "note: teacher.seed=3: has no effect, since method=finetune needs no teacher\n"
+    plan = dict(line.split(maxsplit=1) for line in out.splitlines()[:6])
+    assert (plan["data"], plan["model"]) == ("digits, 20 rows a step", "vit_micro")
+    assert (plan["method"], plan["bits"], plan["teacher"]) == ("finetune: finetune, 4 steps", "full precision", "none")
+    assert plan["folder"] == str(next(iter(Path().glob("outputs/runs/digits/finetune/*"))))
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert len(list(tmp_path.glob("outputs/runs/digits/finetune/*/run.json"))) == 1

@@ -28,13 +28,12 @@ REFUSED: list[tuple[list[str], list[str]]] = [
     (["table", "demo", "seed=["], ["'seed=['", "not a valid override"]),
     (["sweep", "dem"], ["sweep 'dem'", "Did you mean 'demo'?", "Sweeps: ablation_ti_digits"]),
     (["table", "nothing"], ["sweep 'nothing'", "Sweeps: ablation_ti_digits"]),
+    (["ls", "method", "model"], ["model goes with `lowbit ls runs`"]),
     (["ls", "metod"], ["metod: no such group", "Did you mean 'method'?", "quantizer"]),
 ]
 REFUSED_BY_ARGPARSE: list[tuple[list[str], list[str]]] = [
     (["frobnicate"], ["invalid choice: 'frobnicate'", "train", "sweep", "table", "check", "ls"]),
-    ([], ["required: VERB"]),
     (["sweep"], ["required: name"]),
-    (["ls", "method", "model"], ["unrecognized arguments: model"]),
     (["train", "--sed=1"], ["unrecognized arguments: --sed=1"]),
     (["table", "demo", "--format", "pdf"], ["invalid choice: 'pdf'", "md", "csv", "latex"]),
 ]

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from lowbit import __version__
 from lowbit.cli import ablate, bench, compare, configs, fetch, report, search, softlabels, sweep, sync, table, train
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     follow_parent()
     args = _arguments(argv)
     try:
-        code = int(args.run(args))
+        code = int(args.run(args) or 0)
         sys.stdout.flush()  # here, since nobody could catch what happens to it at exit
         return code
     except ConfigError as error:
@@ -54,9 +55,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lowbit", description=__doc__.splitlines()[0] if __doc__ else None)
+    about = "Train Transformers with weights of 1 to 8 bits, compare the methods that do so, and print tables of them."
+    layout = partial(argparse.HelpFormatter, max_help_position=15)  # room for a line of each verb
+    more = "`lowbit VERB --help` says more of a verb."
+    parser = argparse.ArgumentParser(prog="lowbit", description=about, epilog=more, formatter_class=layout)
     parser.add_argument("--version", action="version", version=f"lowbit {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    parser.set_defaults(run=lambda _: parser.print_help())
 
     def verb(
         name: str, run: Callable[[argparse.Namespace], int], summary: str, example: str

@@ -28,7 +28,7 @@ _EXAMPLE = "lowbit ablate experiment=digits/ti_g over=losses,intervention seed=1
 
 def add(verb: AddVerb) -> None:
     """Add the verb."""
-    ablate = verb("ablate", _ablate, "run a recipe with parts left out or alone, and show what each is worth", _EXAMPLE)
+    ablate = verb("ablate", _ablate, "train with parts of a method left out, to see what they do", _EXAMPLE)
     ablate.add_argument(
         "overrides", nargs="*", help=f"over=SLOT,... of {', '.join(SLOTS)}; seed=1,2,3; and {OVERRIDES}"
     )

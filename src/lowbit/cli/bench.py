@@ -11,7 +11,7 @@ from lowbit.config.validate import load
 
 def add(verb: AddVerb) -> None:
     """Add the verb."""
-    bench = verb("bench", _bench, "measure a step against its parts, or a job against a bare loop", "lowbit bench step")
+    bench = verb("bench", _bench, "measure how long a training step or a whole job takes", "lowbit bench step")
     bench.add_argument("what", choices=("step", "job"), help="what to measure")
     bench.add_argument("overrides", nargs="*", help="an experiment to measure; none: --shape under TernaryBERT")
     bench.add_argument(

@@ -8,6 +8,7 @@ import sys
 from lowbit.cli.verbs import OVERRIDES, AddVerb, check_jobs, chosen_runs, jobs_of
 from lowbit.config import compose as C
 from lowbit.config import identity
+from lowbit.config.idle import idle_notes
 from lowbit.config.problems import ConfigError, nearest
 from lowbit.results.found import COLUMNS
 
@@ -16,7 +17,12 @@ FILTER = f"only runs of which this is true: {', '.join(COLUMNS)}, or a key of th
 
 def add(verb: AddVerb) -> None:
     """Add both verbs."""
-    check = verb("check", _check, "compose and validate without training", "lowbit check experiment=digits/ti_g")
+    check = verb(
+        "check",
+        _check,
+        "say whether settings are valid, and what a run would do",
+        "lowbit check experiment=digits/ti_g",
+    )
     check.add_argument("overrides", nargs="*", help=OVERRIDES)
     ls = verb("ls", _ls, "list config groups, the choices of one, or all runs", "lowbit ls runs --filter method=ti_g")
     ls.add_argument("group", nargs="?", help="a config group, or `runs`")
@@ -33,12 +39,14 @@ def _check(args: argparse.Namespace) -> int:
     from lowbit.training.checks import examine
 
     problems: dict[str, None] = {}
-    for (cfg, config), found in zip(loaded, examine(config for _, config in loaded), strict=True):
+    for job, (cfg, config), found in zip(jobs, loaded, examine(config for _, config in loaded), strict=True):
         problems.update(dict.fromkeys(found.problems))
         if not found.problems:
             print(f"{config.name}/{identity.run_id(cfg)}: valid")
             unchecked = [f"not checked: {', '.join(subjects)}: {why}" for why, subjects in found.unchecked.items()]
-            print("\n".join(f"  {line}" for line in [*found.preview, *unchecked]))
+            notes = [f"note: {note}" for note in idle_notes(config, job)]
+            print("
+".join(f"  {line}" for line in [*found.preview, *notes, *unchecked]))
     if problems:
         raise ConfigError(list(problems))
     return 0

@@ -27,9 +27,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="jobs at once (1; with submitit: all)")
     parser.add_argument("--dry-run", action="store_true", help="list the jobs with their states, start nothing")
     kinds = ("processes", "basic", "submitit")
-    parser.add_argument("--launcher", choices=kinds, help="one process per job (default), none of its own, or Slurm")
     parser.add_argument(
-        "--cluster", choices=("slurm", "local"), help="submitit's; default: Slurm where there is sbatch"
+        "--launcher",
+        choices=kinds,
+        help="run each job in a process of its own (default), in this process, or under Slurm",
+    )
+    parser.add_argument(
+        "--cluster",
+        choices=("slurm", "local"),
+        help="where --launcher submitit runs jobs; default: Slurm if there is sbatch",
     )
     parser.add_argument("--slurm", action="append", metavar="KEY=VALUE", help="partition=gpu, time=60 (minutes), ...")
 

@@ -27,7 +27,7 @@ def add(verb: AddVerb) -> None:
     report = verb(
         "report",
         _report,
-        "write a page of a sweep: table, curves, layers, commands",
+        "write a web page of a sweep: table, curves, layers, commands",
         "lowbit report demo --out demo.html",
     )
     report.add_argument("name", help=SWEEP)

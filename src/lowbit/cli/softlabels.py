@@ -18,7 +18,7 @@ _KINDS = ("full", "hard", "smoothing", "marginal_smoothing", "marginal_renorm")
 
 def add(verb: AddVerb) -> None:
     """Add the verb."""
-    summary = "write, or resume, a store of a teacher's answers to crops of the training images"
+    summary = "store a teacher's answers to crops of the training images"
     sub = verb("softlabels", _softlabels, summary, _EXAMPLE)
     sub.add_argument("out", type=Path, help="folder of the store; one of the same settings is resumed")
     sub.add_argument("overrides", nargs="*", help=f"{OVERRIDES}; give those of the training that will use the store")

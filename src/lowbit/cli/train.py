@@ -5,21 +5,31 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
 
 from lowbit.cli.launchers import add_options
 from lowbit.cli.sweep import multirun
 from lowbit.cli.verbs import OVERRIDES, AddVerb, told
 from lowbit.config import compose as C
+from lowbit.config import identity
+from lowbit.config import schema as S
+from lowbit.config.idle import idle_notes
 from lowbit.config.problems import ConfigError
-from lowbit.config.validate import load
+from lowbit.config.teacher import needs_teacher
+from lowbit.config.validate import load, planned_steps
 from lowbit.execution.parent import lead_children
 from lowbit.execution.process import use_own_temporary_folder
+
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning, srun
 
 
 def add(verb: AddVerb) -> None:
     """Add the verb."""
     train = verb(
-        "train", _train, "run one experiment, or several with -m", "lowbit train experiment=digits/ti_g seed=2"
+        "train", _train, "train and score one model, or several with -m", "lowbit train experiment=digits/ti_g seed=2"
     )
     train.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma-separated values")
     train.add_argument("overrides", nargs="*", help=OVERRIDES)
@@ -39,6 +49,10 @@ def _train(args: argparse.Namespace) -> int:
         lead_children()
         # DistributedDataParallel looks for unused parameters in every step, and torch says so if it finds none.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not any(os.environ.get(rank, "0") != "0" for rank in _RANKS):  # only the first process of a run speaks
+        print("\n".join(_plan(cfg, config)), flush=True)
+        for note in idle_notes(config, args.overrides):
+            print(f"note: {note}", file=sys.stderr)
     use_own_temporary_folder()
     from lowbit.training.run import train
 
@@ -52,3 +66,43 @@ def _train(args: argparse.Namespace) -> int:
         print(told(error), file=sys.stderr)
         return 1
     return 0
+
+
+def _plan(cfg: DictConfig, config: S.Config) -> Iterator[str]:
+    """Yield what a run is about to do."""
+    method, steps = config.method, planned_steps(config)
+    long = "steps that the data decide" if steps is None else f"{steps} steps"
+    yield f"data     {config.data.name}, {config.data.batch_size} rows a step"
+    yield f"model    {config.model.name}"
+    yield f"method   {method.name}: {', '.join(method.stages)}, {long}"
+    yield f"bits     {_bits(config)}"
+    yield f"teacher  {_teacher(cfg, config)}"
+    yield f"folder   {identity.run_folder(cfg, config)}"
+
+
+def _bits(config: S.Config) -> str:
+    quantizer = config.quantizer
+    specs = {"weights": quantizer.weight, "activations": quantizer.activation}
+    if quantizer.name == "none" or not any(stage.quantize for stage in config.method.stages.values()):
+        return "full precision"
+    words = [f"{what} {_width(spec)}" for what, spec in specs.items() if spec.kind is not S.QuantizerKind.none]
+    return f"{quantizer.name}: {', '.join(words) or 'by rules of its own'}"
+
+
+def _width(spec: S.FakeQuantConfig) -> str:
+    return spec.kind.name if spec.bits is None else f"{spec.kind.name} of {spec.bits:g} bits"
+
+
+def _teacher(cfg: DictConfig, config: S.Config) -> str:
+    teacher = config.teacher
+    if not needs_teacher(config):
+        return "none"
+    if teacher.source is not S.TeacherSource.finetune:
+        return f"{teacher.path or 'the weights of the model'}, as given by teacher={teacher.source.name}"
+    folder = Path(config.paths.outputs) / "teachers" / identity.teacher_id(cfg)
+    if (folder / "teacher.json").is_file():
+        return f"trained before, {folder}"
+    length = (
+        f"{teacher.budget.steps} steps" if teacher.budget.steps is not None else f"{teacher.budget.epochs:g} epochs"
+    )
+    return f"trained first, for {length}; kept for other runs in {folder}"

@@ -16,7 +16,7 @@ from lowbit.config.validate import load
 from lowbit.execution.states import state_of_run
 from lowbit.results.found import Found, choose_runs
 
-OVERRIDES = "Hydra overrides, KEY=VALUE; `lowbit ls` shows the groups, `lowbit check` tests a combination"
+OVERRIDES = "settings as KEY=VALUE; `lowbit ls` lists what there is, `lowbit check` tests a combination"
 SWEEP = "file name in sweeps/, without .yaml"
 
 

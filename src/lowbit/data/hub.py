@@ -36,14 +36,15 @@ def leave_unreachable_hub() -> None:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keep the hub's client from printing every retry: what is out of reach is said once, by the error."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep libraries from printing what we say once: retries, and what a checkpoint lacks or has besides."""
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "transformers"))}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 def hub_split(

@@ -159,6 +159,7 @@ def _hf(config: ModelConfig, info: DataInfo, origin: Origin, described: Any = No
     if _on_meta():
         return plan  # type: ignore[no-any-return]
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # we say what does not fit
+    _hide_loading_bar()
     with _loaded_by_library(config, where):
         model, loading = auto.from_pretrained(source, config=described, dtype=torch.float32, **hub, **checked)
     _check_loaded(where, model, info, loading, origin)
@@ -167,6 +168,15 @@ def _hf(config: ModelConfig, info: DataInfo, origin: Origin, described: Any = No
     if not loading["missing_keys"]:
         _order_head(where, model, described.id2label, info)
     return model  # type: ignore[no-any-return]
+
+
+def _hide_loading_bar() -> None:
+    """Switch off the bars of transformers, which show the loading of weights; those of downloads stay."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    enable_progress_bars()
 
 
 def _auto_class(info: DataInfo) -> Any:
