@@ -10,6 +10,7 @@ import pytest
 from lowbit import __version__
 from lowbit.cli import main
 from lowbit.config import compose as C
+from lowbit.config.problems import ConfigError
 from lowbit.config.sources import file_problems
 from lowbit.config.validate import load
 from lowbit.execution.space import parse_space
@@ -310,6 +311,37 @@ def test_shipped_files_have_no_problems():
 def _shipped() -> list[tuple[str, str]]:
     with C.hydra_session():
         return [(group, name) for group in C.groups() for name in C.choices(group)]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("quantizer.rules=[{match:[querry],weight:{kind:twn}}]", "Did you mean 'query'?"),
+        ("quantizer.rules=[{match:[query],weight:{kind:ipq,block_size:7}}]", "block_size=7 does not divide"),
+        ("trainer.accelerator=foo", "trainer.accelerator=foo: must be one of auto, cpu"),
+        ("paths.outputs=~/x/../y", "querry"),
+    ],
+)
+def test_a_refused_run_leaves_nothing(override, words, capsys, monkeypatch, tmp_path, few_steps):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    more = ["quantizer.rules=[{match:[querry],weight:{kind:twn}}]"] if "paths" in override else []
+    assert main(["train", *few_steps(["method=ternarybert"]), override, *more]) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_refused_late_leaves_nothing(monkeypatch, tmp_path, few_steps):
+    """Surgery refuses what only the trained teacher shows; here the folder of the data is refused."""
+    from lowbit.training import run
+
+    def refuse(*_: object) -> None:
+        raise ConfigError(["too late"])
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "make_datamodule", refuse)
+    assert main(["train", *few_steps(["method=finetune"])]) == 2
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 def test_train_from_another_folder_writes_only_outputs(capsys, monkeypatch, tmp_path, few_steps):

@@ -98,6 +98,8 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (PLAIN, {"method.losses.hidden.weight_end": 0.5}, ["loss hidden", "weight_end", "go together"]),
     (("method=finetune",), {"method.losses.task.kind": "logits"}, ["loss task", "needs a teacher", "teacher=true"]),
     (PLAIN, {"method.stages": {}}, ["method=ternarybert: no stages"]),
+    (PLAIN, {"method.stages.qat.student": "narrow"}, ["loss scores: kind scores compares heads", "narrow student"]),
+    (PLAIN, {"trainer.accelerator": "foo"}, ["trainer.accelerator=foo: must be one of auto, cpu, gpu"]),
     (PLAIN, {"method.stages.qat.student": "previous"}, ["first stage", "set its student to teacher or fresh"]),
     (TI, {PHASES: []}, [f"{PHASES}: empty", "sites: [probs]"]),
     (TI, {f"{PHASES}.0.share": 0}, [f"{PHASES}.0.share=0", "greater than 0"]),

@@ -69,6 +69,17 @@ class Name:
 
 
 @dataclass(frozen=True)
+class OneOf:
+    """Words of a library, which are no enum here since they never reach a run's identity."""
+
+    words: tuple[str, ...]
+
+    def problem(self, value: str) -> str | None:
+        """Return what the word must be, None if it is."""
+        return None if value in self.words else f"must be one of {', '.join(self.words)}"
+
+
+@dataclass(frozen=True)
 class Of:
     """The settings under which a setting counts: `key` of the same group is one of `values`."""
 
@@ -93,7 +104,7 @@ class Setting:
         items = self.value if isinstance(self.value, list) else [self.value]
         names = list(self.value) if isinstance(self.value, dict) else []
         for fact, values in (("allowed", items), ("keys", names)):
-            allowed: Range | Name | None = self.declared.metadata.get(fact)
+            allowed: Range | Name | OneOf | None = self.declared.metadata.get(fact)
             for value in values:
                 if allowed is not None and value is not None and (problem := allowed.problem(value)) is not None:
                     yield f"{_shown(self.key, value if fact == 'keys' else self.value)}: {problem}"

@@ -42,7 +42,7 @@ from lowbit.config.enums import (
     TokenizerKind,
     XglueTask,
 )
-from lowbit.config.fields import LIMIT, Name, Of, number, path_name, setting
+from lowbit.config.fields import LIMIT, Name, Of, OneOf, number, path_name, setting
 from lowbit.config.image_schema import ImageConfig
 from lowbit.config.loss_schema import InterventionConfig, LossConfig, MixConfig, PhaseConfig
 from lowbit.config.quantization_schema import (
@@ -139,6 +139,7 @@ _OWN_SPLIT = Of("kind", (DataKind.digits, DataKind.agreement))
 _SIZED = Of("kind", (ModelKind.bert, ModelKind.vit, ModelKind.timm_vit))
 _HF = Of("kind", (ModelKind.hf,))
 _TIMM = Of("kind", (ModelKind.timm,))
+_ACCELERATORS = OneOf(("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
 _NO_CLIPPING = "null switches clipping off"
 _OF_STEPS = "a share of the stage's steps"
 
@@ -337,7 +338,7 @@ class TrainerConfig:
     `devices` are those of each of `num_nodes` machines; all share `data.batch_size`.
     """
 
-    accelerator: str = "auto"
+    accelerator: str = setting("auto", allowed=_ACCELERATORS)
     devices: int = number(1, above=0)
     num_nodes: int = number(1, above=0)
     precision: Precision = Precision.float32

@@ -34,6 +34,7 @@ _PUBLISHED_TEXT = {
 _TEXT = (S.DataKind.agreement, *_PUBLISHED_TEXT)
 _TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
 _IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
+_OF_HEADS = (S.LossKind.scores, S.LossKind.maps, S.LossKind.maps_mse)
 _WITHOUT_TEACHER = (S.LossKind.task, S.LossKind.soft_labels, S.LossKind.obr)
 
 
@@ -211,6 +212,8 @@ def _method(config: S.Config) -> Iterator[str]:
             yield from _ramp(f"{where}, loss {key}", "weight_end", loss.ramp, loss.weight_end)
             if not stage.teacher and loss.kind not in _WITHOUT_TEACHER:
                 yield f"{where}, loss {key}: kind {loss.kind.name} needs a teacher; set {where}.teacher=true"
+            if stage.student is S.StudentInit.narrow and stage.supervisor == "teacher" and loss.kind in _OF_HEADS:
+                yield f"{where}, loss {key}: kind {loss.kind.name} compares heads, of which a narrow student has fewer"
         if stage.intervention is not None:
             yield from _intervention(f"{where}.intervention", stage, students)
         yield from _scale_update(where, stage, config)

@@ -38,8 +38,9 @@ def preview(config: Config) -> Iterator[str]:
         terms = ", ".join(stage.losses)
         optimizer = f"{stage.optimizer.kind} lr {stage.optimizer.lr:g}"
         yield f"stage {stage.name}: {stage.steps} steps, losses {terms}, {optimizer}"
-    with torch.device("meta"):
-        instrument = prepare(build_model(config.model, info, config.seed), recipe.stages[-1].rules)
+    for rules in {stage.rules: None for stage in recipe.stages}:  # of the last stage last
+        with torch.device("meta"):
+            instrument = prepare(build_model(config.model, info, config.seed), rules)
     yield from instrument.resolved.report
     size = model_size(instrument)
     yield f"size {size.simulated_bytes / 1e6:.3f} MB, {size.compression:.1f}x smaller, bits {size.bits}"

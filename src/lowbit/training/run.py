@@ -6,6 +6,7 @@ import copy
 import datetime as dt
 import os
 import traceback
+from collections import deque
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lowbit.config import identity
+from lowbit.config.problems import ConfigError
 from lowbit.config.schema import Config
 from lowbit.data import StepDataModule
 from lowbit.files import remove_leftovers, sha256_of, write_json, write_text
@@ -34,11 +36,20 @@ from lowbit.results import (
     print_table,
     read_run,
 )
-from lowbit.results.run_folder import ERROR_FILE, LOCK_FILE, METRICS_FILE, StageRecord, read_holder, write_holder
+from lowbit.results.run_folder import (
+    ERROR_FILE,
+    HOLDER_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    StageRecord,
+    read_holder,
+    write_holder,
+)
 from lowbit.training.environment import environment, keep_freed_memory
 from lowbit.training.handover import Student, take_over, take_over_halves
 from lowbit.training.loggers import MetricsFile, build_loggers
 from lowbit.training.modules import DistillationModule, FinetuneModule
+from lowbit.training.preview import preview
 from lowbit.training.ranks import Ranks, is_leader, led
 from lowbit.training.setup import (
     check_data,
@@ -101,6 +112,8 @@ def train(cfg: DictConfig, config: Config) -> float | None:
         if labels is not None:
             print(f"  {labels}", flush=True)
         check_data(config)
+        with config_errors():
+            deque(preview(config), maxlen=0)  # rules that do not fit the model
         finished = _finish(job, ranks)
         if finished is None:
             return None
@@ -142,8 +155,21 @@ def _finish(job: Job, ranks: Ranks) -> dict[str, Any] | None:
         finished = _guarded(job)
         ranks.leave()
         return finished
+    except ConfigError:
+        _leave_nothing(job.folder, Path(job.config.paths.outputs))
+        raise
     finally:
         lock.release()
+
+
+def _leave_nothing(folder: Path, outputs: Path) -> None:
+    """Remove the folder of a run that was refused before it had a result, and the folders that held nothing else."""
+    if {file.name for file in folder.iterdir()} <= {LOCK_FILE, HOLDER_FILE}:
+        for file in folder.iterdir():
+            file.unlink()
+        while folder != outputs and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
 
 
 def _follow(job: Job, ranks: Ranks) -> None:
@@ -189,7 +215,8 @@ def _guarded(job: Job) -> dict[str, Any]:
         failed = False
         return result
     except Exception as error:
-        _leave_traceback(error_file, error)
+        if not isinstance(error, ConfigError):  # whose text says it all
+            _leave_traceback(error_file, error)
         raise
     finally:
         finish_wandb(failed=failed)
