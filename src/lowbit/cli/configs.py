@@ -45,8 +45,7 @@ def _check(args: argparse.Namespace) -> int:
             print(f"{config.name}/{identity.run_id(cfg)}: valid")
             unchecked = [f"not checked: {', '.join(subjects)}: {why}" for why, subjects in found.unchecked.items()]
             notes = [f"note: {note}" for note in idle_notes(config, job)]
-            print("
-".join(f"  {line}" for line in [*found.preview, *notes, *unchecked]))
+            print("\n".join(f"  {line}" for line in [*found.preview, *notes, *unchecked]))
     if problems:
         raise ConfigError(list(problems))
     return 0
