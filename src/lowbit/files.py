@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -52,7 +53,9 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 def _not_written(path: Path, error: OSError) -> OSError:
-    text = f"{path} cannot be written ({error.strerror or error}). Make that possible, and the same command goes on"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "Make room there" if full else "Make it writable"
+    text = f"{path} cannot be written ({error.strerror or error}). {advice}, and the same command goes on"
     return OSError(error.errno, text) if error.errno is not None else OSError(text)
 
 

@@ -14,8 +14,11 @@ from lowbit.cli import ablate, bench, compare, configs, fetch, report, search, s
 from lowbit.cli.verbs import told
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError
 from lowbit.execution.parent import follow_parent
+from lowbit.execution.process import use_own_temporary_folder
 
 _VERBS = (train, sweep, search, ablate, table, report, sync, compare, configs, fetch, softlabels, bench)
+
+_TRAINING = ("train", "softlabels")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     follow_parent()
     args = _arguments(argv)
+    if argv is None and args.verb in _TRAINING:  # in a process of its own
+        use_own_temporary_folder()
     try:
         code = int(args.run(args) or 0)
         sys.stdout.flush()  # here, since nobody could catch what happens to it at exit

@@ -10,7 +10,6 @@ from pathlib import Path
 from lowbit.cli.verbs import OVERRIDES, AddVerb, told
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
-from lowbit.execution.process import use_own_temporary_folder
 
 _EXAMPLE = "lowbit softlabels labels/digits experiment=digits/variation_aware_mckd --crops 16 --flip 0"
 _KINDS = ("full", "hard", "smoothing", "marginal_smoothing", "marginal_renorm")
@@ -38,7 +37,6 @@ def add(verb: AddVerb) -> None:
 def _softlabels(args: argparse.Namespace) -> int:
     _check_arguments(args)
     loaded = None if args.fkd is not None else load(args.overrides, labelling=True)
-    use_own_temporary_folder()
     from lowbit.training.guards import NonFiniteError
     from lowbit.training.soft_labels import LabelOptions, import_soft_labels, write_soft_labels
 

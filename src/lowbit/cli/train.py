@@ -21,7 +21,6 @@ from lowbit.config.problems import ConfigError
 from lowbit.config.teacher import needs_teacher
 from lowbit.config.validate import load, planned_steps
 from lowbit.execution.parent import lead_children
-from lowbit.execution.process import use_own_temporary_folder
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning, srun
 
@@ -53,7 +52,6 @@ def _train(args: argparse.Namespace) -> int:
         print("\n".join(_plan(cfg, config)), flush=True)
         for note in idle_notes(config, args.overrides):
             print(f"note: {note}", file=sys.stderr)
-    use_own_temporary_folder()
     from lowbit.training.run import train
 
     try:

@@ -191,8 +191,8 @@ def _leave_traceback(file: Path, error: Exception) -> None:
         if not file.exists():
             write_text(file, traceback.format_exc())
         error.add_note(f"traceback: {file}")
-    except OSError as full:
-        error.add_note(f"traceback: {full}")
+    except OSError:
+        error.add_note(f"its traceback could not be written into {file.parent}")
 
 
 def _tell_agent(job: Job, result: dict[str, Any]) -> None:
