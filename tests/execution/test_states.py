@@ -64,6 +64,7 @@ def test_damaged_run_says_which_file(file, text, job, capsys):
     first, second, total = capsys.readouterr().out.splitlines()
     assert first.startswith("damaged  a  job=a")
     assert str(a.folder / file) in first
+    assert "un the same command again" in first
     assert second.startswith("missing  other")
     assert total.startswith("2 jobs: 1 damaged, 1 missing")
 

@@ -100,7 +100,7 @@ def read_stage(folder: Path) -> StageRecord | None:
         return None
     record = _made(content, StageRecord)
     if record is None:
-        raise ValueError(f"{path} is not the record of a stage")
+        raise ValueError(f"{path} is not the record of a stage. Delete that file and run the same command again.")
     return record
 
 
