@@ -240,6 +240,10 @@ def test_a_setting_that_nothing_reads_is_refused(overrides, words):
             ["method=finetune", "teacher.seed=7"],
             ["teacher.seed=7: has no effect, since method=finetune needs no"],
         ),
+        (
+            ["model=timm", "model.timm_name=deit_tiny_patch16_224", "model.num_layers=1"],
+            ["model.num_layers=1: has no effect under model.kind=timm, only under bert, vit, timm_vit"],
+        ),
         (["method=ptq", "optimizer.lr=1"], ["optimizer.lr=1: has no effect, since method=ptq trains nothing"]),
         (["method=ptq", "budget.epochs=1"], ["budget.epochs=1: has no effect, since every stage of method=ptq"]),
         (["method=ternarybert", "teacher.seed=7", "optimizer.lr=1", "budget.epochs=1"], []),

@@ -81,10 +81,14 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Of:
-    """The settings under which a setting counts: `key` of the same group is one of `values`."""
+    """The settings under which a setting counts: `key` of the same group is one of `values`.
+
+    Elsewhere the setting is refused, or noted if it is `harmless`: one list of overrides then serves several models.
+    """
 
     key: str
     values: tuple[Any, ...]
+    harmless: bool = False
 
     def __str__(self) -> str:
         return ", ".join(map(word, self.values))
@@ -119,6 +123,12 @@ class Setting:
     def given(self) -> bool:
         """Whether a config sets the value for certain: it would be null."""
         return self.declared.default is None and self.value is not None
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it is harmless where nothing reads it."""
+        of: Of | None = self.declared.metadata.get("of")
+        return of is not None and of.harmless
 
     @property
     def idle(self) -> str | None:

@@ -23,14 +23,7 @@ _TRAINING = ("teacher.seed", "teacher.budget", "teacher.optimizer", "teacher.sch
 def idle_problems(config: S.Config, overrides: list[str]) -> Iterator[str]:
     """Yield what an override sets although nothing reads it."""
     given = _given(overrides)
-    for found in settings_of(config):
-        if (
-            found.key in given
-            and not found.given
-            and found.value not in (None, found.default)
-            and found.idle is not None
-        ):
-            yield found.idle
+    yield from _idle(config, given, harmless=False)
     for key, text in given.items():
         for reason in _reasons(config, key):
             yield f"{text}: has no effect, since {reason}"
@@ -41,7 +34,9 @@ def idle_notes(config: S.Config, overrides: list[str]) -> Iterator[str]:
     stages = config.method.stages.values()
     untrained = all(stage.steps == 0 for stage in stages)
     method = f"method={config.method.name}"
-    for key, text in _given(overrides).items():
+    given = _given(overrides)
+    yield from _idle(config, given, harmless=True)
+    for key, text in given.items():
         group = key.partition(".")[0]
         if group == "teacher" and not needs_teacher(config):
             yield f"{text}: has no effect, since {method} needs no teacher"
@@ -51,6 +46,14 @@ def idle_notes(config: S.Config, overrides: list[str]) -> Iterator[str]:
             yield f"{text}: has no effect, since {method} trains nothing"
         elif group == "budget" and all(stage.steps is not None or stage.epochs is not None for stage in stages):
             yield f"{text}: has no effect, since every stage of {method} has a number of steps of its own"
+
+
+def _idle(config: S.Config, given: dict[str, str], *, harmless: bool) -> Iterator[str]:
+    for found in settings_of(config):
+        changed = found.key in given and found.value not in (None, found.default)
+        # What is given for certain, `validate` has refused.
+        if changed and not found.given and found.harmless == harmless and found.idle is not None:
+            yield found.idle
 
 
 def _given(overrides: list[str]) -> dict[str, str]:
