@@ -107,5 +107,5 @@ def test_a_model_of_the_hub_that_is_not_here_is_not_checked(glue: Path, capsys):
     assert main(["check", *(override.format(bert="some/model", glue=glue) for override in TEXT)]) == 0
     out = capsys.readouterr().out
     assert ": valid" in out
-    assert "not checked: the models: model.path=some/model: " in out
+    assert "not checked: the models, the stages and rules: model.path=some/model: " in out
     assert "run `lowbit fetch model=hf model.path=some/model`" in out

@@ -27,7 +27,6 @@ def problems(*overrides: str) -> list[str]:
         ((*SWIN, "method=xtc_layers"), ["method.layer_map=[1, 3]", "stages of [2, 2, 6, 2]", "set it to null"]),
         ((*SWIN, "method.embedding_target=2"), ["method.embedding_target=2", "stages of", "0 to 1"]),
         ((*SWIN, "method.embedding_target=12"), ["method.embedding_target=12", "0 to 11"]),
-        ((*SWIN, "method.stages.qat.student=narrow"), ["method.stages.qat.student=narrow", "choose another"]),
         (("model.depths=[4]",), ["model.depths=[4]", "model=vit_micro is built to size", "model.num_layers"]),
         ((*SWIN, "model.depths=[2,0]"), ["model.depths=[2, 0]", "greater than 0"]),
         ((*SWIN, "model.depths=[]"), ["model.depths=[]", "for example [12]"]),

@@ -8,7 +8,7 @@ from lowbit.config.validate import load
 
 with C.hydra_session():
     METHODS = C.choices("method")
-HOME = {"binarybert": "binarybert", "bit_chain": "bit_chain", "sdq_ipq": "sdq_ipq"}
+HOME = {"finetune": "none", "binarybert": "binarybert", "bit_chain": "bit_chain", "sdq_ipq": "sdq_ipq"}
 REFUSED = {
     "binarybert": ["student=narrow", "nobody says how to halve it"],
     "xtc_layers": ["method.layer_map=[1, 3]", "layers cannot be chosen"],

@@ -107,7 +107,7 @@ def _expand_home(cfg: DictConfig) -> None:
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:
-    """Put quotes around values that Hydra reads only so, for example `data.dir=/home/jürgen/a&b`; expand `~` in paths.
+    """Put quotes around values that Hydra reads only so, for example `data.dir=daten/jürgen/a&b`; expand `~` in paths.
 
     Commas still separate the values of a sweep. Values that hold brackets, quotes or backslashes stay as they are,
     since these may be meant as Hydra's.

@@ -110,7 +110,7 @@ def _choices(overrides: list[str]) -> Iterator[tuple[str, str]]:
     for text in overrides:
         group, _, name = text.lstrip("+").partition("=")
         choice = f"{group.partition('@')[0]}/{name}"
-        if C.files_of(choice):
+        if group != "paper" and C.files_of(choice):  # published values, which are no part of a run
             yield text, choice
 
 
