@@ -65,10 +65,12 @@ IN_EXPERIMENTS = "".join(file.read_text() for file in (C.shipped_root() / "conf"
 
 
 def is_repeated(overrides: list[str]) -> bool:
-    """Whether an experiment trains the last choice too, or the same experiment exists on the rows of CoLA."""
+    """Whether an experiment trains the last choice too, or the same experiment exists on digits or the rows of CoLA."""
     if overrides in OTHERS:
-        return False
-    return overrides[0].startswith("experiment=glue/sst2") or any(
+        return overrides == OTHERS[2]
+    if overrides[0].startswith("experiment=glue/"):
+        return overrides[0] not in ("experiment=glue/cola_minilm_finetune", "experiment=glue/cola_minilm_ti_g")
+    return any(
         f"/{word.replace('=', ': ')}\n" in IN_EXPERIMENTS
         for word in overrides
         if word.startswith(("quantizer=", "estimator=", "correction=", "oscillation=")) and word != "quantizer=lsq_w4a4"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -51,8 +52,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that passes for a soft-label store of all digits where nothing but sizes is looked at."""
     shard = {"rows": 1297, "bytes": 10, "sha256": "of nothing", "skipped": []}
     manifest = {
@@ -66,11 +67,17 @@ def store(tmp_path: Path) -> Path:
         "command": "lowbit softlabels here",
         "shards": {"part-00000.parquet": shard},
     }
-    folder = tmp_path / "store"
+    folder = tmp_path_factory.mktemp("labels") / "store"
     folder.mkdir()
     (folder / "part-00000.parquet").write_bytes(b"0123456789")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+@pytest.fixture
+def store(whole_store: Path, tmp_path: Path) -> Path:
+    """A copy of the store, to be changed."""
+    return Path(shutil.copytree(whole_store, tmp_path / "store"))
 
 
 @pytest.fixture(autouse=True)

@@ -426,6 +426,7 @@ def test_workers_give_the_same_batches(written: tuple[Path, Tensor]):
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_another_process_with_another_hash_seed_writes_the_same_bytes(written: tuple[Path, Tensor], tmp_path: Path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_soft_labels as t; "

@@ -57,6 +57,7 @@ def run(commands: list[str], folder: Path) -> list[str]:
     return printed[:-1]
 
 
+@pytest.mark.slow
 def test_the_page_works_as_written(copy: Path):
     blocks = [match.groupdict() for match in BLOCK.finditer(PAGE)]
     assert len(blocks) == PAGE.count("```") // 2 >= 9  # every snippet is followed

@@ -100,6 +100,7 @@ def test_errors_are_one_line(
     assert streams.out == ""
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module():
     ran = subprocess.run(
         [sys.executable, "-m", "lowbit.bench", "quantizers", "--kind", "xtc", "--size", "16", "--rounds", "1"],

@@ -62,7 +62,7 @@ def test_resumed_is_straight_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPa
     run(overrides, tmp_path / "straight")
     # Before the first checkpoint of the run there is nothing to resume, so one combination shows it.
     early = [("intervene", 0)] if name == "lsq" else []
-    for stage, step in (*early, ("intervene", 5), ("plain", 2), ("plain", 8)):
+    for stage, step in (*early, ("intervene", 5), ("plain", 8)):
         dies_at(monkeypatch, stage, step)
         with pytest.raises(DeathError):
             run(overrides, tmp_path / "broken")

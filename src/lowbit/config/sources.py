@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lowbit.config import compose as C
@@ -190,10 +190,16 @@ def _type_problems(source: Source, schema: Any, key: yaml.Node, value: yaml.Node
         given = yaml.safe_load(yaml.serialize(value))
         if "${" in str(given) or given == "???":
             return
-        OmegaConf.update(OmegaConf.structured(schema), str(key.value), given)
+        OmegaConf.update(_structured(schema), str(key.value), given)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         text = explain(error)
         yield f"{source.at(value)}: {path}: {text.partition(': ')[2] or text}"
+
+
+@cache
+def _structured(schema: Any) -> DictConfig:
+    """Return a node in which values of a type can be tried, each under its own key."""
+    return OmegaConf.structured(schema)  # type: ignore[no-any-return]
 
 
 def _keys(source: Source, key: yaml.Node, value: yaml.Node, prefix: str) -> Iterator[tuple[str, str]]:
