@@ -40,20 +40,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def check_overrides(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Test overrides one by one and return (those that compose, one problem for each of the others)."""
+    """Return (the overrides that compose, one problem for each of the others)."""
     good: list[str] = []
     problems: list[str] = []
     with C.hydra_session():
         groups = {group: C.choices(group) for group in C.groups()}
+    left: list[str] = []
     parsed = [(text, _parse(text)) for text in overrides]
     for text, override in sorted(parsed, key=lambda pair: not _is_group(pair[1], groups)):
         problem = override if isinstance(override, str) else _group_problem(override, groups)
         if problem is None:
-            problem = _composition_problem(text, good)
-        if problem is None:
-            good.append(text)
+            left.append(text)
         else:
             problems.append(problem)
+    problems += _take_composing(left, good)
     return [text for text in overrides if text in good], problems
 
 
@@ -113,15 +113,27 @@ def _group_problem(override: Override, groups: dict[str, list[str]]) -> str | No
     return f"{group}={value}: no such choice. {nearest(value, groups[group])}Allowed: {options}"
 
 
-def _composition_problem(text: str, good: list[str]) -> str | None:
+def _take_composing(texts: list[str], good: list[str]) -> list[str]:
+    """Add those of `texts` that compose to `good`, and return one problem for each of the others.
+
+    By halves, because a composition takes tenths of a second and most overrides are fine.
+    """
     try:
-        C.compose([*good, text])
+        C.compose([*good, *texts])
     except CONFIG_ERRORS as error:
-        message = explain(error)
-        if re.search(r"not in struct|not in '\w+'|Could not override", f"{message} {error}"):
-            return _unknown_key(text, good) or f"{text}: {message}"
-        return f"{text}: {message}"
-    return None
+        half = len(texts) // 2
+        if half:
+            return [*_take_composing(texts[:half], good), *_take_composing(texts[half:], good)]
+        return [_composition_problem(texts[0], good, error)] if texts else []
+    good += texts
+    return []
+
+
+def _composition_problem(text: str, good: list[str], error: BaseException) -> str:
+    message = explain(error)
+    if re.search(r"not in struct|not in '\w+'|Could not override", f"{message} {error}"):
+        return _unknown_key(text, good) or f"{text}: {message}"
+    return f"{text}: {message}"
 
 
 def _unknown_key(text: str, good: list[str]) -> str | None:
