@@ -65,9 +65,11 @@ IN_EXPERIMENTS = "".join(file.read_text() for file in (C.shipped_root() / "conf"
 
 
 def is_repeated(overrides: list[str]) -> bool:
-    """Whether an experiment trains the last choice too, or the same experiment exists on digits or the rows of CoLA."""
+    """Whether an experiment trains the last choice too, or tests/methods or the rows of CoLA the experiment."""
     if overrides in OTHERS:
         return overrides == OTHERS[2]
+    if overrides in [[f"experiment=digits/{method}"] for method in METHODS]:
+        return True
     if overrides[0].startswith("experiment=glue/"):
         return overrides[0] not in ("experiment=glue/cola_minilm_finetune", "experiment=glue/cola_minilm_ti_g")
     return any(

@@ -83,7 +83,11 @@ def test_every_weight_quantizer_is_trained():
 
 @pytest.mark.parametrize(
     ("kind", "settings", "estimator", "dtype"),
-    [(*pair, torch.float32) for pair in pairs(allowed=True)]
+    [
+        # Each estimator once with each kind; with its other settings among the slow tests.
+        pytest.param(*pair, torch.float32, marks=pytest.mark.slow if pair[2] and pair[1] != WIDTHS[pair[0]][0] else ())
+        for pair in pairs(allowed=True)
+    ]
     + [(*pair, torch.bfloat16) for pair in pairs(allowed=True) if pair[2] is None],
     ids=label,
 )

@@ -27,6 +27,10 @@ COMBINATIONS = {
 }
 
 
+# Learned scales, drawn noise and codebooks; the rest keeps numbers of the same kinds.
+FAST = ("lsq", "noise", "ipq")
+
+
 class DeathError(Exception):
     """Stands for whatever ends a process."""
 
@@ -56,7 +60,9 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return {f"{path.parent.name}/{k}": v for path in run.rglob("*.safetensors") for k, v in load_file(path).items()}
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in COMBINATIONS]
+)
 def test_resumed_is_straight_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     overrides = COMBINATIONS[name]
     run(overrides, tmp_path / "straight")
@@ -142,6 +148,7 @@ def distance_to_grid(folder: Path) -> float:
     return float(torch.stack(found).mean())
 
 
+@pytest.mark.slow
 def test_cage_ends_nearer_to_the_grid(tmp_path: Path):
     distances = []
     for name, correction in (

@@ -79,7 +79,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "stages" / "plain" / "model.safetensors")
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_killed_in_both_stages_and_resumed_is_bit_identical(
     precision: str, start: Start, outputs: Path, tmp_path: Path
 ) -> None:

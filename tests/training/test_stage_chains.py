@@ -30,7 +30,10 @@ def run(overrides: Sequence[str], outputs: Path, steps: int = 24) -> Path:
     return only_run(outputs)
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(
+    "name",
+    ["bit_chain", "sdq_ipq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("binarybert", "xtc_layers"))],
+)
 def test_interrupted_in_the_last_stage_is_straight(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     straight = run(CHAINS[name], tmp_path / "straight")
     for step in (0, 4):
