@@ -21,6 +21,19 @@ _TEMPORARY = ".tmp"
 _STALE_SECONDS = 3600  # after so long without a write, what another machine was writing is a leftover
 
 
+class DamagedFileError(ValueError):
+    """A file is not what was written.
+
+    Attributes:
+        path: The file.
+        fault: What is wrong; names the file, and not the remedy, which depends on what the file is needed for.
+    """
+
+    def __init__(self, path: Path, fault: str, remedy: str = "") -> None:
+        self.path, self.fault = path, fault
+        super().__init__(f"{fault}. {remedy}" if remedy else fault)
+
+
 @contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block ends it takes the name of `path`.
@@ -156,7 +169,8 @@ def read_json(path: Path) -> Any:
     Files of earlier versions have no digest, and may hold NaN and infinities, which no other reader would take.
 
     Raises:
-        ValueError: the file is not valid JSON, or not what was written.
+        DamagedFileError: the file is not valid JSON, or not what was written.
+        ValueError: there is a folder, or no folder where the file lies.
     """
     try:
         text = path.read_bytes()
@@ -169,9 +183,10 @@ def read_json(path: Path) -> Any:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # the first also covers bytes that are not UTF-8
-        raise ValueError(f"{path} is not valid JSON ({error}). {_REWRITE}") from error
+        raise DamagedFileError(path, f"{path} is not valid JSON ({error})", _REWRITE) from error
     if isinstance(content, dict) and _is_changed(content):
-        raise ValueError(f"{path} is damaged: its content does not have the SHA-256 that was written. {_REWRITE}")
+        fault = f"{path} is damaged: its content does not have the SHA-256 that was written"
+        raise DamagedFileError(path, fault, _REWRITE)
     return content
 
 

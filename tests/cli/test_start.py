@@ -82,6 +82,13 @@ CASES = [
         ["data=digits", "model=vit_micro", "trainer.accelerator=mps"],
         ["trainer.accelerator=mps, trainer.devices=1: torch sees none here; set trainer.accelerator to auto or cpu, "],
     ),
+    (
+        whole,
+        ["data=digits", "trainer.accelerator=tpu"],
+        ["trainer.accelerator=tpu, trainer.devices=1: torch sees"],
+    ),
+    (whole, ["data=digits", "model.patch_size=9"], ["model.patch_size=9: images of data=digits are 8 pixels wide"]),
+    (whole, ["data=digits", "data.eval_size=201"], ["data.eval_size=201: digits has 200 such rows"]),
 ]
 
 

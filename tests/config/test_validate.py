@@ -223,6 +223,10 @@ IDLE: list[tuple[list[str], list[str]]] = [
     (["method.width=0.3"], ["method.width=0.3: has no effect", "narrow"]),
     (["data.num_crops=2"], ["data.num_crops=2: has no effect", "data.soft_labels"]),
     (["data.image.flip=0.1"], ["data.image", "data=digits"]),
+    (["data.tokenizer=model"], ["data.tokenizer=model: data=digits holds images"]),
+    (["data.padding=max_length"], ["data.padding=max_length", "data.kind=digits, only under glue"]),
+    (["data.max_length=64"], ["data.max_length=64", "data.kind=digits, only under glue"]),
+    (["data.length_grouped=true"], ["data.length_grouped=true: has no effect", "data=digits holds images"]),
 ]
 
 
@@ -289,6 +293,7 @@ def test_what_changes_nothing_is_allowed(overrides):
             ["granularity=row: kind minmax_symmetric allows tensor, tok"],
         ),
         (["seed=1" + 30 * "0"], ["seed=1", "below 2**63"]),
+        (["trainer.threads=9999"], ["trainer.threads=9999: must be greater than 0 and at most 1024"]),
         (["data.batch_size=1" + 30 * "0"], ["data.batch_size=1", "must be below 2**63"]),
         (["name=../../x"], ["name=../../x: is part of a path"]),
         (["name=/tmp/x"], ["name=/tmp/x: is part of a path"]),

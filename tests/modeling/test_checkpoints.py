@@ -223,6 +223,15 @@ def test_other_names_are_refused_with_both(tmp_path: Path):
         (["tench", "English springer spaniel"], ("n01440764", "n02102040"), None),  # its words, spelled otherwise
         (["English springer", "tench"], ("n01440764", "n02102040"), "refused"),
         (["a", "LABEL_1"], ("a", "b"), "refused"),
+        (["LABEL_1", "LABEL_0"], ("a", "b"), [1, 0]),
+        (["1", "0"], ("a", "b"), [1, 0]),
+        (["1", "2"], ("a", "b"), None),  # counted from 1
+        (["2", "1"], ("a", "b"), [1, 0]),
+        (["2", "1"], ("0", "1"), "refused"),
+        (["cat", "dog"], ("0", "1"), None),
+        ([">50K", "<50K"], ("<50K", ">50K"), [1, 0]),  # alike but for punctuation
+        (["> 50k", "< 50k"], ("<50K", ">50K"), "refused"),
+        (["crane", "crane"], ("crane", "crane"), None),
     ],
 )
 def test_labels_meet_by_name(theirs: list[str], ours: tuple[str, ...], order: list[int] | str | None):

@@ -50,6 +50,8 @@ def _report(args: argparse.Namespace) -> int:
         print(
             f"no run of {args.name} has finished, so there is nothing to report. To run them: {sweep}", file=sys.stderr
         )
+        for damage in dict.fromkeys(cell.damage for cell in cells if cell.damage):
+            print(f"damaged: {damage}", file=sys.stderr)
         return 1
     chosen = _chosen(groups, args.weights_of)
     outputs = Path(cells[0].config["paths"]["outputs"])

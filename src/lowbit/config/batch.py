@@ -246,7 +246,7 @@ class _Batch:
         if overrides not in self._bases:
             try:
                 cfg, origins = self._compose(overrides)
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
+            except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
                 raise _NotComposedError from error
             parts = {key: self._parts.get(origin) or _Part.of(cfg, key) for key, origin in origins.items()}
             self._parts |= {origins[key]: part for key, part in parts.items() if not part.references}

@@ -80,10 +80,17 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def hydra_session() -> Iterator[None]:
-    """Initialise Hydra on the shipped config folder for the duration of the block."""
+    """Initialise Hydra on the shipped config folder for the duration of the block.
+
+    Raises:
+        ValueError: the block follows defaults lists in a circle.
+    """
     register()
     with initialize_config_dir(config_dir=str(shipped_root() / "conf"), version_base="1.3"):
-        yield
+        try:
+            yield
+        except RecursionError as error:
+            raise ValueError("a defaults list leads back to itself") from error
 
 
 def compose(overrides: list[str]) -> DictConfig:

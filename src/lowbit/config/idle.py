@@ -82,5 +82,7 @@ def _reasons(config: S.Config, key: str) -> Iterator[str]:
         yield f"every stage of method={method.name} has losses of its own; set method.stages.STAGE.losses"
     if key == "method.width" and not any(stage.student is S.StudentInit.narrow for stage in stages):
         yield f"no stage of method={method.name} has a narrow student"
+    if key == "data.length_grouped" and config.data.kind not in S.TEXT:
+        yield f"data={config.data.name} holds images"
     if key == "data.num_crops" and config.data.soft_labels is None:
         yield "data.soft_labels=null: whole images are trained on"

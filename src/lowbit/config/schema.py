@@ -135,6 +135,8 @@ _SQUAD = Of("kind", (DataKind.squad,))
 _XGLUE = Of("kind", (DataKind.xglue,))
 _PUBLISHED = Of("kind", (DataKind.glue, DataKind.squad, DataKind.xglue))
 _FILES = Of("kind", (*_PUBLISHED.values, DataKind.image_folder, DataKind.cifar10, DataKind.cifar100))
+TEXT = (*_PUBLISHED.values, DataKind.agreement)
+_TEXT = Of("kind", TEXT)
 _OWN_SPLIT = Of("kind", (DataKind.digits, DataKind.agreement))
 _SIZED = Of("kind", (ModelKind.bert, ModelKind.vit, ModelKind.timm_vit), harmless=True)
 _PATCHED = Of("kind", (ModelKind.vit, ModelKind.timm_vit, ModelKind.timm), harmless=True)
@@ -165,8 +167,8 @@ class DataConfig:
     train_size: int | None = number(above=0)
     eval_size: int | None = number(above=0)
     tokenizer: TokenizerKind = TokenizerKind.words
-    padding: Padding = Padding.longest
-    max_length: int | None = number(above=0)
+    padding: Padding = setting(Padding.longest, of=_TEXT)
+    max_length: int | None = number(above=0, of=_TEXT)
     split_seed: int = number(0, at_least=0, below=LIMIT, of=_OWN_SPLIT)
     num_workers: int | None = number(at_least=0)
     task: GlueTask | None = setting(of=_GLUE)
@@ -343,7 +345,7 @@ class TrainerConfig:
     devices: int = number(1, above=0)
     num_nodes: int = number(1, above=0)
     precision: Precision = Precision.float32
-    threads: int | None = number(above=0)
+    threads: int | None = number(above=0, at_most=1024)
     eval_every: int | None = number(above=0)
     checkpoint_every: int = number(100, above=0)
     log_every: int = number(10, above=0)

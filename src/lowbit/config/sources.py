@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from lowbit.config import compose as C
 from lowbit.config.problems import explain, nearest
 from lowbit.config.schema import Config
 
-_HEADER = re.compile(r"#\s*@package\s+(\S+)")
+_HEADER = re.compile(r"#+\s*@package\s+(\S+)")
+_GLOBAL = "# @package _global_"
 _KEYWORDS = re.compile(r"^(?:override |optional )*")
 Entries = list[tuple[Any, Any]]  # nodes of keys and values
 
@@ -41,8 +43,9 @@ class Source:
             yaml.YAMLError: naming file and line.
         """
         text = path.read_text(encoding="utf-8")
-        head = (line.strip() for line in text.splitlines())
-        headers = (found[1] for line in head if line.startswith("#") and (found := _HEADER.match(line)))
+        lines = filter(None, map(str.strip, text.splitlines()))
+        head = takewhile(re.compile(r"#+\s*@").match, lines)  # Hydra looks no further
+        headers = (found[1] for line in head if (found := _HEADER.match(line)))
         group = choice.rpartition("/")[0].replace("/", ".")
         package = {"_global_": "", "_group_": group}.get(given := next(headers, "_group_"), given)
         with path.open(encoding="utf-8") as file:
@@ -61,11 +64,16 @@ class Source:
     def _root(self) -> Entries:
         return self.root.value if isinstance(self.root, yaml.MappingNode) else []
 
+    @property
+    def lists(self) -> Entries:
+        """The defaults list, with its key."""
+        return [(key, value) for key, value in self._root if key.value == "defaults"]
+
     def defaults(self) -> Iterator[tuple[yaml.Node, str, str]]:
         """Yield each entry of the defaults list with the group and the name that it chooses."""
-        lists = [value for key, value in self._root if key.value == "defaults"]
+        lists = [value for _, value in self.lists]
         folder = self.choice.rpartition("/")[0]
-        for item in (item for found in lists for item in found.value):
+        for item in (item for found in lists if not _default_list_problem(found) for item in found.value):
             if isinstance(item, yaml.ScalarNode):
                 group, _, name = item.value.rpartition("/")
                 node = item
@@ -82,7 +90,7 @@ class Source:
 def file_problems(overrides: list[str]) -> dict[str, list[str]]:
     """Return what is wrong in the files of each override that chooses one, with file, line and key."""
     with C.hydra_session():
-        found = {text: list(_problems(choice, set())) for text, choice in _choices(overrides)}
+        found = {text: list(_problems(choice, set(), ())) for text, choice in _choices(overrides)}
     return {text: problems for text, problems in found.items() if problems}
 
 
@@ -125,7 +133,8 @@ def _used(choice: str, seen: set[str]) -> Iterator[Source]:
     yield source
 
 
-def _problems(choice: str, seen: set[str]) -> Iterator[str]:
+def _problems(choice: str, seen: set[str], above: tuple[str, ...]) -> Iterator[str]:
+    """Yield what is wrong in the file of a choice and in those of its defaults list; `above` lead to it."""
     if choice in seen or not (files := C.files_of(choice)):
         return
     seen.add(choice)
@@ -134,22 +143,42 @@ def _problems(choice: str, seen: set[str]) -> Iterator[str]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         yield f"{_shown(files[0])}: {explain(error)}"
         return
-    if source.root is not None and not isinstance(source.root, yaml.MappingNode):
-        yield f"{source.at(source.root)}: a config file holds keys and values, KEY: VALUE"
+    if (wrong := _form_problem(source)) is not None:
+        yield wrong
         return
-    group = source.package.partition(".")[0]
-    if group and group not in {field.name for field in dataclasses.fields(Config)}:
-        yield (
-            f"{_shown(source.path)}, line 1: the first line must be `# @package _global_`; without it all keys of the "
-            f"file belong to {group!r}, which is no part of a run"
-        )
-        return
+    for key, value in source.lists:
+        if problem := _default_list_problem(value):
+            yield f"{source.at(key)}: defaults: {problem}"
     for node, folder, name in source.defaults():
+        if (chosen := f"{folder}/{name}") in (choice, *above):
+            yield f"{source.at(node)}: {chosen} leads back to itself"
         yield from _default_problems(source, node, folder, name)
-        yield from _problems(f"{folder}/{name}", seen)
+        yield from _problems(chosen, seen, (choice, *above))
     schema = _type_of(source.package)
     if schema is not None:
         yield from _mapping_problems(source, schema, source.entries, f"{source.package}." if source.package else "")
+
+
+def _form_problem(source: Source) -> str | None:
+    """Say what keeps Hydra from taking the keys of a file for what they are meant to be."""
+    if source.root is not None and not isinstance(source.root, yaml.MappingNode):
+        return f"{source.at(source.root)}: a config file holds keys and values, KEY: VALUE"
+    group = source.package.partition(".")[0]
+    if not group or group in {field.name for field in dataclasses.fields(Config)}:
+        return None
+    return (
+        f"{_shown(source.path)}, line 1: the first line must be `{_GLOBAL}`, before other comments and without a byte "
+        f"order mark; else all keys of the file belong to {group!r}, which is no part of a run"
+    )
+
+
+def _default_list_problem(value: yaml.Node) -> str | None:
+    if not isinstance(value, yaml.SequenceNode):
+        return "must be a list: `- override /method: ti_g`"
+    for item in value.value:
+        if not isinstance(item, yaml.ScalarNode) and not (isinstance(item, yaml.MappingNode) and len(item.value) == 1):
+            return f"line {item.start_mark.line + 1}: an entry is one choice: `- override /method: ti_g`"
+    return None
 
 
 def _default_problems(source: Source, node: yaml.Node, group: str, name: str) -> Iterator[str]:
@@ -172,6 +201,10 @@ def _mapping_problems(source: Source, schema: Any, entries: Entries, prefix: str
         inner = _held(schema)
         if dataclasses.is_dataclass(schema):
             hints = typing.get_type_hints(schema)
+            if key.value not in hints and path in _all_keys():
+                first, _, rest = key.value.partition(".")
+                yield f"{source.at(key)}: {path}: dots are for overrides; in a file write `{first}: {{{rest}: ...}}`"
+                continue
             if key.value not in hints:
                 hint = nearest(key.value, [*hints, *_all_keys()])
                 yield f"{source.at(key)}: no such key {path!r}. {hint}Keys here: {', '.join(hints)}"
@@ -181,13 +214,15 @@ def _mapping_problems(source: Source, schema: Any, entries: Entries, prefix: str
             dataclasses.is_dataclass(inner) or typing.get_origin(inner) is dict
         ):
             yield from _mapping_problems(source, inner, value.value, f"{path}.")
+        elif dataclasses.is_dataclass(inner) and value.tag.endswith("null") and not value.value:
+            yield f"{source.at(key)}: {path}: has no keys; indent them below it, or delete the line"
         elif dataclasses.is_dataclass(schema):
             yield from _type_problems(source, schema, key, value, path)
 
 
 def _type_problems(source: Source, schema: Any, key: yaml.Node, value: yaml.Node, path: str) -> Iterator[str]:
     try:
-        given = yaml.safe_load(yaml.serialize(value))
+        given = yaml.constructor.SafeConstructor().construct_object(value, deep=True)
         if "${" in str(given) or given == "???":
             return
         OmegaConf.update(_structured(schema), str(key.value), given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,6 @@ _PUBLISHED_TEXT = {
     S.DataKind.squad: squad_problems,
     S.DataKind.xglue: xglue_problems,
 }
-_TEXT = (S.DataKind.agreement, *_PUBLISHED_TEXT)
 _TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
 _IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
 _OF_HEADS = (S.LossKind.scores, S.LossKind.maps, S.LossKind.maps_mse)
@@ -57,14 +57,16 @@ def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, 
         good, problems = check_overrides([text for text in overrides if text not in in_files])
         problems = [*(problem for found in in_files.values() for problem in found), *problems]
         if not problems:  # each file and each override alone is fine
-            raise ConfigError([explain(error)]) from error
+            raise ConfigError(_located([explain(error)], good)) from error
         cfg = C.compose(good)
     problems += [*unknown_keys(cfg), *unused_files(good)]
     try:
         config = C.to_config(cfg)
         problems += problems_of(config, good, labelling=labelling)
     except OmegaConfBaseException as error:
-        problems += [f"{key}: no value; set it, for example {key}=..." for key in _missing(cfg)] or [explain(error)]
+        problems += [f"{key}: no value; set it, for example {key}=..." for key in _missing(cfg)] or (
+            _located([explain(error)], good)
+        )
     if problems:
         raise ConfigError(problems)
     return cfg, config
@@ -81,7 +83,7 @@ def _located(problems: list[str], overrides: list[str]) -> list[str]:
     where = places(overrides) if problems else {}
     for text in overrides:
         where.pop(text.lstrip("+").partition("=")[0], None)
-    keys = [problem.partition("=")[0] for problem in problems]
+    keys = [re.split("[=:]", problem, maxsplit=1)[0] for problem in problems]
     return [f"{text} ({where[key]})" if key in where else text for key, text in zip(keys, problems, strict=True)]
 
 
@@ -159,9 +161,11 @@ def _data_name(data: S.DataConfig) -> Iterator[str]:
 
 
 def _model(data: S.DataConfig, model: S.ModelConfig) -> Iterator[str]:
-    is_text = data.kind in _TEXT
+    is_text = data.kind in S.TEXT
     if is_text and model.kind in _IMAGE_MODELS:
         yield f"model={model.name} reads images, data={data.name} is text: use model=bert_micro, minilm or hf"
+    if not is_text and data.tokenizer is S.TokenizerKind.model:
+        yield f"data.tokenizer=model: data={data.name} holds images; leave it out"
     if not is_text and model.kind is S.ModelKind.bert:
         yield f"model={model.name} reads text, data={data.name} holds images: use model=vit_micro or timm"
     if model.hidden_size % max(model.num_heads, 1):

@@ -14,7 +14,8 @@ LARGEST_PIXEL = 16.0
 
 
 def digits_info(config: DataConfig) -> DataInfo:
-    """Describe the data set without loading it."""
+    """Describe the data set without loading it; raise ValueError where more rows are asked for than it has."""
+    _limited("eval_size", config.eval_size, VALIDATION_SIZE)
     return DataInfo(
         name=config.name,
         modality="image",
@@ -32,9 +33,8 @@ def digits_splits(config: DataConfig, seed: int) -> Splits:
 
     A smaller `train_size` or `eval_size` takes the first rows of a split, which are stratified as well.
     """
-    train_size = _limited("train_size", config.train_size, TRAIN_SIZE)
-    validation_size = _limited("eval_size", config.eval_size, VALIDATION_SIZE)
-    test_size = min(config.eval_size or TEST_SIZE, TEST_SIZE)
+    train_size = digits_info(config).train_size
+    validation_size, test_size = config.eval_size or VALIDATION_SIZE, config.eval_size or TEST_SIZE
 
     digits = load_digits()
     labels = torch.from_numpy(digits.target).long()

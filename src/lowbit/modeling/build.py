@@ -102,6 +102,7 @@ def _bert(config: ModelConfig, info: DataInfo, origin: Origin) -> nn.Module:
 def _vit(config: ModelConfig, info: DataInfo, origin: Origin) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
+    _check_patches(config, info)
     image: dict[str, Any] = {
         "image_size": info.image_size,
         "num_channels": info.channels,
@@ -109,6 +110,14 @@ def _vit(config: ModelConfig, info: DataInfo, origin: Origin) -> nn.Module:
     }
     described = ViTConfig(**image, **_hf_sizes(config, info))
     return ViTForImageClassification(described) if origin.folder is None else _hf(config, info, origin, described)
+
+
+def _check_patches(config: ModelConfig, info: DataInfo) -> None:
+    if info.image_size is not None and config.patch_size > info.image_size:
+        raise ValueError(
+            f"model.patch_size={config.patch_size}: images of data={info.name} are {info.image_size} pixels wide; "
+            "choose a patch of at most so many"
+        )
 
 
 def _hf_sizes(config: ModelConfig, info: DataInfo) -> dict[str, Any]:
@@ -125,6 +134,7 @@ def _hf_sizes(config: ModelConfig, info: DataInfo) -> dict[str, Any]:
 def _timm_vit(config: ModelConfig, info: DataInfo, origin: Origin) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
+    _check_patches(config, info)
     image: dict[str, Any] = {"img_size": info.image_size, "in_chans": info.channels}
     model = VisionTransformer(
         **image,

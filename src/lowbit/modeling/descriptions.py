@@ -16,8 +16,8 @@ from lowbit.data import DataInfo
 from lowbit.files import write_text
 from lowbit.modeling.families import family_of
 
-# `LABEL_0` of transformers, `0`: no name. Such labels are taken to be in the data set's order.
-_NAMELESS = re.compile(r"(label[ _]?)?\d+")
+# `LABEL_0` of transformers, `0`: no name but the place of a label in the data set.
+_NAMELESS = re.compile(r"(?:label[ _]?)?(\d+)")
 _WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders; heads trained on them call the same classes by words
 _SHOWN = 20  # labels in a message
 _SPELLINGS = 0.5  # share of such words that must agree: WordNet's are not spelled alike everywhere
@@ -26,7 +26,7 @@ _SPELLINGS = 0.5  # share of such words that must agree: WordNet's are not spell
 def label_order(source: str, theirs: Mapping[int, str] | None, info: DataInfo) -> list[int] | None:
     """Return which output of a checkpoint's head is each label of the data set; None: they are in one order.
 
-    They are also where only one of the two has names.
+    They are also where only one of the two has names, unless the head's numbers say otherwise: `LABEL_1`, `LABEL_0`.
 
     Raises:
         ValueError: with names on both sides, if they are not the same ones.
@@ -34,12 +34,16 @@ def label_order(source: str, theirs: Mapping[int, str] | None, info: DataInfo) -
     names = [theirs[index] for index in sorted(theirs)] if theirs else []
     if not (len(names) == len(info.labels) == info.num_labels):
         return None
-    found, wanted = [*map(_plain, names)], [*map(_plain, info.labels)]
-    if found == wanted:
+    for spelled in (str, _plain):
+        found, wanted = [*map(spelled, names)], [*map(spelled, info.labels)]
+        if set(found) == set(wanted) and len(set(found)) == len(found):
+            return None if found == wanted else [found.index(name) for name in wanted]
+    if names == list(info.labels):  # two of one name
         return None
-    if sorted(found) == sorted(wanted) and len(set(found)) == len(found):
-        return [found.index(name) for name in wanted]
-    if any(all(map(_is_nameless, side)) for side in (names, info.labels)):
+    numbers, ours = _numbers(names), _numbers(info.labels)
+    if numbers is not None and ours is None and numbers != sorted(numbers):
+        return [numbers.index(number) for number in sorted(numbers)]
+    if (numbers is None) != (ours is None) or (numbers is not None and numbers == sorted(numbers)):
         return None
     if _in_words(info.labels, names) or _in_words(names, info.labels):
         return None
@@ -120,8 +124,10 @@ def _synonyms(words: str) -> set[str]:
     return {_plain(word) for word in words.split(",")}
 
 
-def _is_nameless(name: str) -> bool:
-    return _NAMELESS.fullmatch(name.strip().lower()) is not None
+def _numbers(names: Sequence[str]) -> list[int] | None:
+    """Return the numbers of labels without names; None if they have names."""
+    found = [_NAMELESS.fullmatch(name.strip().lower()) for name in names]
+    return None if None in found else [int(number[1]) for number in found if number]
 
 
 def _plain(name: str) -> str:

@@ -52,6 +52,11 @@ def finished_run(run_dir: Path) -> tuple[dict[str, Any] | None, str]:
     return (run if run is not None and run["status"] == "finished" else None), ""
 
 
+def remedy(run_dir: Path) -> str:
+    """Return what to do about a file of a finished run, or of its teacher, that is damaged or missing."""
+    return f"Delete {run_dir / RUN_FILE} and run its command again: it makes anew what is not whole."
+
+
 def _message(path: Path, problem: str) -> str:
     return f"{path} {problem}. Delete that file and run the same command again to rewrite it."
 

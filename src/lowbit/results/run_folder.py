@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from lowbit.files import is_alive, read_json, write_json
+from lowbit.files import DamagedFileError, is_alive, read_json, write_json
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = "holder.json"
@@ -92,7 +92,8 @@ def read_stage(folder: Path) -> StageRecord | None:
     """Return the record of a finished stage, None where the stage is not finished.
 
     Raises:
-        ValueError: the file is damaged.
+        DamagedFileError: the file is damaged.
+        ValueError: see `read_json`.
     """
     path = folder / STAGE_FILE
     content = read_json(path)
@@ -100,7 +101,8 @@ def read_stage(folder: Path) -> StageRecord | None:
         return None
     record = _made(content, StageRecord)
     if record is None:
-        raise ValueError(f"{path} is not the record of a stage. Delete that file and run the same command again.")
+        remedy = "Delete that file and run the same command again."
+        raise DamagedFileError(path, f"{path} is not the record of a stage", remedy)
     return record
 
 
@@ -141,14 +143,14 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a metrics.csv without their empty cells; none where there is no such file.
 
     Raises:
-        ValueError: the file is not one that a run wrote.
+        DamagedFileError: the file is not one that a run wrote.
     """
     if not path.exists():
         return []
     try:
         return rows_of(path.read_bytes().decode())
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged ({error}). Move it away") from error
+        raise DamagedFileError(path, f"{path} is damaged ({error})", "Move it away") from error
 
 
 def rows_of(text: str) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from lowbit.files import replacing, sha256
+from lowbit.files import DamagedFileError, replacing, sha256
 from lowbit.modeling.weights import not_finite
 from lowbit.training.loggers import MetricsFile
 
@@ -45,17 +45,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint; those of earlier versions have no digest to compare.
 
     Raises:
-        ValueError: the file is not whole.
+        DamagedFileError: the file is not whole.
     """
     content = path.read_bytes()
     seal = content[-_SEAL_SIZE:]
     if seal.startswith(_SEAL) and seal[len(_SEAL) :] != sha256(memoryview(content)[:-_SEAL_SIZE]).encode():
-        raise ValueError(f"{path} is damaged: its content does not have the SHA-256 that was written")
+        raise DamagedFileError(path, f"{path} is damaged: its content does not have the SHA-256 that was written")
     try:
         checkpoint: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         int(checkpoint["global_step"])
-    except Exception as error:  # zip, pickle and torch raise what they like
-        raise ValueError(f"{path} cannot be read ({error})") from error
+    except Exception as error:  # zip, pickle and torch raise what they like, with advice that does not fit here
+        raise DamagedFileError(path, f"{path} is cut off or no checkpoint") from error
     return checkpoint
 
 
@@ -128,6 +128,6 @@ def step_of(checkpoint: Path) -> int:
     """Return the stage's step at which the checkpoint was written; 0 if there is none.
 
     Raises:
-        ValueError: the file is not whole.
+        DamagedFileError: the file is not whole.
     """
     return int(read_checkpoint(checkpoint)["global_step"]) if checkpoint.exists() else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, explain
 from lowbit.config.schema import Config, TokenizerKind
@@ -17,7 +18,7 @@ from lowbit.data.image_sets import unusable_images
 from lowbit.data.text_rows import row_problems
 from lowbit.modeling.build import build_tokenizer
 from lowbit.training.preview import preview
-from lowbit.training.setup import device_problems, model_problems
+from lowbit.training.setup import device_problems, model_problems, outputs_problems
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def _row_problems(config: Config) -> Iterator[str]:
 
 
 CHECKS = (
+    Check("the outputs", lambda config: config.paths, lambda config: outputs_problems(Path(config.paths.outputs))),
     Check("the device", lambda config: config.trainer, lambda config: device_problems(config.trainer)),
     Check("the models", _read_by_models, model_problems),
     Check("the tokenizer", lambda config: (config.data.tokenizer, config.model), _tokenizer_problems),

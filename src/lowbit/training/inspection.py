@@ -15,15 +15,16 @@ from lowbit.config.compose import to_config
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, explain
 from lowbit.config.schema import Config, TeacherSource
 from lowbit.data import StepDataModule
+from lowbit.files import DamagedFileError
 from lowbit.modeling import Instrument, prepare
 from lowbit.quantizers import WeightSite, weight_sites
 from lowbit.recipes import Recipe, build_recipe
-from lowbit.results import RUN_FILE
 from lowbit.results.report import Histogram, LayerFacts, SiteFacts
+from lowbit.results.run_file import remedy
 from lowbit.training.handover import Student
 from lowbit.training.run import initial_student
 from lowbit.training.setup import make_datamodule, make_teacher_model
-from lowbit.training.stage_runner import WEIGHTS, DamagedFileError, load_quantizer_state, load_weights, whole_stage
+from lowbit.training.stage_runner import WEIGHTS, load_quantizer_state, load_weights, whole_stage
 from lowbit.training.teacher import Teacher
 
 _ROWS = 64  # of the evaluation split
@@ -44,15 +45,17 @@ def inspect_run(run: Mapping[str, Any], folder: Path, outputs: Path) -> LayerFac
         name for stage in run["stages"] if not (folder / (name := f"stages/{stage['name']}/{WEIGHTS}")).is_file()
     ]
     if missing:
-        return LayerFacts(note=f"{folder / missing[0]} is not here")
+        return LayerFacts(note=f"{folder / missing[0]} is not here. {remedy(folder)}")
     try:
         config = _config_of(run, outputs)
         data = make_datamodule(config, config.seed)
         recipe = build_recipe(config, data.steps_per_epoch)
-        teacher, note = _teacher(config, run, data) if recipe.needs_teacher else (None, "it had no teacher")
+        teacher, note = _teacher(config, run, folder, data) if recipe.needs_teacher else (None, "it had no teacher")
         student = _student(config, recipe, teacher, data, folder)
         sites = list(weight_sites(student.model))
         hidden, rows = ((), 0) if note or teacher is None else _hidden_errors(student, teacher, recipe, data)
+    except DamagedFileError as error:
+        return LayerFacts(note=f"cannot be rebuilt: {error.fault}. {remedy(folder)}")
     except (ConfigError, *CONFIG_ERRORS, OSError) as error:  # of another version, or its data is not here
         return LayerFacts(note=f"cannot be rebuilt: {explain(error)}")
     quantized = [site.quantized() for site in sites]
@@ -70,7 +73,7 @@ def _config_of(run: Mapping[str, Any], outputs: Path) -> Config:
     return to_config(OmegaConf.merge(OmegaConf.structured(Config), run["config"], here))  # type: ignore[arg-type]
 
 
-def _teacher(config: Config, run: Mapping[str, Any], data: StepDataModule) -> tuple[Teacher, str]:
+def _teacher(config: Config, run: Mapping[str, Any], folder: Path, data: StepDataModule) -> tuple[Teacher, str]:
     """Return the teacher, and why its weights are not those of the run's: then it has the right shapes only."""
     note, given = "", config.teacher
     if given.source is TeacherSource.path and not Path(given.path or "").expanduser().is_dir():
@@ -83,7 +86,7 @@ def _teacher(config: Config, run: Mapping[str, Any], data: StepDataModule) -> tu
             whole_stage(weights.parent)
             load_weights(model, weights)
         else:
-            note = f"{weights} is not here"
+            note = f"{weights} is not here. {remedy(folder)}"
     return Teacher(model.eval(), dict(run["teacher"])), note
 
 
@@ -93,20 +96,11 @@ def _student(config: Config, recipe: Recipe, teacher: Teacher | None, data: Step
     for stage in recipe.stages:
         model = initial_student(config, stage, previous, teacher, data)
         here = folder / "stages" / stage.name
-        _check_stage(here)
+        whole_stage(here)
         load_weights(model, here / WEIGHTS)
         previous = Student(model, load_quantizer_state(here), stage.rules)
     assert previous is not None
     return previous.prepared()
-
-
-def _check_stage(folder: Path) -> None:
-    """Raise ValueError if the stage's weights are not what it left, with the remedy for a run that is finished."""
-    try:
-        whole_stage(folder)
-    except DamagedFileError as error:
-        run = folder.parents[1] / RUN_FILE
-        raise ValueError(f"{error}. Delete {run} and run its command again: it trains the stage anew") from error
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.accelerators import XLAAccelerator
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
@@ -165,6 +167,7 @@ def device_problems(trainer: TrainerConfig) -> Iterator[str]:
     """Yield that this machine lacks the devices, with those that it has."""
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     counts["gpu"] = max(counts.values())
+    counts["tpu"] = XLAAccelerator.auto_device_count() if XLAAccelerator.is_available() else 0
     if trainer.accelerator in counts and counts[trainer.accelerator] < trainer.devices:
         found = [f"{name} ({count})" for name, count in counts.items() if count]
         yield (
@@ -172,6 +175,15 @@ def device_problems(trainer: TrainerConfig) -> Iterator[str]:
             f"{counts[trainer.accelerator] or 'none'} here; set trainer.accelerator to "
             f"{' or '.join(['auto', 'cpu', *found])}, or run on another machine"
         )
+
+
+def outputs_problems(outputs: Path) -> Iterator[str]:
+    """Yield what keeps files from being written below a folder, which need not exist yet."""
+    here = next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
+    if not here.is_dir():
+        yield f"paths.outputs={outputs}: {here} is a file; name a folder"
+    elif not os.access(here, os.W_OK):
+        yield f"paths.outputs={outputs}: {here} cannot be written; make it writable, or name another folder"
 
 
 def make_teacher_datamodule(config: Config) -> StepDataModule:

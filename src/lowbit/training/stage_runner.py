@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lowbit.config.schema import TrainerConfig
 from lowbit.data import StepDataModule
-from lowbit.files import replacing, set_aside, sha256, sha256_of, write_json, write_text
+from lowbit.files import DamagedFileError, replacing, set_aside, sha256, sha256_of, write_json, write_text
 from lowbit.modeling import Instrument
 from lowbit.modeling.weights import read_weights
 from lowbit.recipes import Stage
@@ -92,20 +92,21 @@ def whole_stage(folder: Path) -> StageRecord | None:
     Raises:
         DamagedFileError: a file is not what was written, or not readable where an earlier version left no digests.
     """
-    try:
-        record = read_stage(folder)
-    except ValueError as error:
-        raise DamagedFileError(folder / STAGE_FILE, str(error)) from error
+    record = read_stage(folder)
     if record is None:
         return None
     for name in (WEIGHTS, QUANTIZERS):
         if name == WEIGHTS or name in record.files or (not record.files and (folder / name).exists()):
-            _check_file(folder / name, record.files.get(name))
+            check_weights_file(folder / name, record.files.get(name))
     return record
 
 
-def _check_file(path: Path, digest: str | None) -> None:
-    """Compare a file of weights with its digest; one of an earlier version, without digest, must be readable."""
+def check_weights_file(path: Path, digest: str | None) -> None:
+    """Compare a file of weights with its digest; one of an earlier version, without digest, must be readable.
+
+    Raises:
+        DamagedFileError: it is not, or there is no such file.
+    """
     if not path.is_file():
         raise DamagedFileError(path, f"{path} is missing")
     if digest is not None and sha256_of(path) != digest:
@@ -117,20 +118,13 @@ def _check_file(path: Path, digest: str | None) -> None:
             raise DamagedFileError(path, str(error)) from error
 
 
-class DamagedFileError(ValueError):
-    """A file that a stage has left is not what was written."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        self.path = path
-        super().__init__(text)
-
-    def set_aside(self) -> str:
-        """Rename the file, and the record of its stage, which is no longer finished; say so, and what to do."""
-        folder, kept = self.path.parent, ""
-        if self.path.exists():
-            kept = f"; it is kept as {set_aside(self.path).name}"
-        (folder / STAGE_FILE).unlink(missing_ok=True)
-        return f"{self}{kept}. Run the same command again: it trains stage {folder.name} anew"
+def _start_anew(error: DamagedFileError) -> ValueError:
+    """Rename a damaged file of a stage, which is no longer finished; return what says so, and what to do."""
+    folder, kept = error.path.parent, ""
+    if error.path.exists():
+        kept = f"; it is kept as {set_aside(error.path).name}"
+    (folder / STAGE_FILE).unlink(missing_ok=True)
+    return ValueError(f"{error.fault}{kept}. Run the same command again: it trains stage {folder.name} anew")
 
 
 def finished_stage(folder: Path) -> StageRecord | None:
@@ -142,7 +136,7 @@ def finished_stage(folder: Path) -> StageRecord | None:
     try:
         return whole_stage(folder)
     except DamagedFileError as error:
-        raise ValueError(error.set_aside()) from error
+        raise _start_anew(error) from error
 
 
 def rows_of_stage(folder: Path, record: StageRecord) -> str | None:
@@ -162,11 +156,10 @@ def checkpointed_step(folder: Path) -> int:
     Raises:
         ValueError: the checkpoint is damaged; says that the same command trains the stage anew.
     """
-    path = folder / CHECKPOINT
     try:
-        return step_of(path)
-    except ValueError as error:
-        raise ValueError(DamagedFileError(path, str(error)).set_aside()) from error
+        return step_of(folder / CHECKPOINT)
+    except DamagedFileError as error:
+        raise _start_anew(error) from error
 
 
 def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:

@@ -15,12 +15,11 @@ from lowbit.config import identity
 from lowbit.config.schema import BudgetConfig, Config, TeacherSource, TokenizerKind
 from lowbit.config.teacher import teacher_model
 from lowbit.data import DataInfo, StepDataModule
-from lowbit.files import move_folder, read_json, remove_leftovers, set_aside, write_json
+from lowbit.files import DamagedFileError, move_folder, read_json, remove_leftovers, set_aside, write_json
 from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.build import build_tokenizer
 from lowbit.modeling.descriptions import save_description
 from lowbit.modeling.sizes import model_size
-from lowbit.modeling.weights import read_weights
 from lowbit.recipes import build_teacher_stage
 from lowbit.results.run_file import missing_of_teacher
 from lowbit.results.run_folder import StageRecord
@@ -28,7 +27,15 @@ from lowbit.training.loggers import build_loggers
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.ranks import is_leader, led
 from lowbit.training.setup import make_metric, make_teacher_model
-from lowbit.training.stage_runner import WEIGHTS, finished_stage, fit_stage, load_weights, test, whole_stage
+from lowbit.training.stage_runner import (
+    WEIGHTS,
+    check_weights_file,
+    finished_stage,
+    fit_stage,
+    load_weights,
+    test,
+    whole_stage,
+)
 from lowbit.training.wandb_run import Tracked, finish_wandb
 
 TEACHER_FILE = "teacher.json"
@@ -103,18 +110,18 @@ def _is_usable(folder: Path) -> bool:
         return False
     try:
         if whole_stage(folder) is None:  # a folder of an earlier version, or without its record
-            read_weights(folder / WEIGHTS)
-    except ValueError as error:
-        print(f"teacher {folder.name}: {error}; its folder is kept as {set_aside(folder).name}", flush=True)
+            check_weights_file(folder / WEIGHTS, None)
+    except DamagedFileError as error:
+        print(f"teacher {folder.name}: {error.fault}; its folder is kept as {set_aside(folder).name}", flush=True)
         return False
     facts = folder / TEACHER_FILE
     try:
         if _read_facts(facts) is not None:
             return True
         print(f"teacher {folder.name}: {facts} is missing; it is measured again", flush=True)
-    except ValueError as error:
+    except DamagedFileError as error:
         kept = set_aside(facts).name
-        print(f"teacher {folder.name}: {error} The file is kept as {kept}, and it is measured again", flush=True)
+        print(f"teacher {folder.name}: {error.fault}; it is kept as {kept}, and measured again", flush=True)
     folder.replace(_partial(folder))
     return False
 
@@ -123,13 +130,14 @@ def _read_facts(path: Path) -> dict[str, Any] | None:
     """Return the facts of a teacher, None if there is no such file.
 
     Raises:
-        ValueError: the file is damaged, or holds something else.
+        DamagedFileError: the file is damaged, or holds something else.
     """
     facts = read_json(path)
     if facts is None and not path.exists():
         return None
     if not isinstance(facts, dict) or missing_of_teacher(facts):
-        raise ValueError(f"{path} does not hold the facts of a teacher. Delete it to have them measured again.")
+        remedy = "Delete it to have them measured again."
+        raise DamagedFileError(path, f"{path} does not hold the facts of a teacher", remedy)
     return facts
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lowbit.files import sha256_of
+from lowbit.files import DamagedFileError, sha256_of
 from lowbit.results.collect import group_cells
 from lowbit.results.rows import Cell
-from lowbit.results.run_file import RUN_FILE
+from lowbit.results.run_file import RUN_FILE, remedy
 from lowbit.results.run_folder import METRICS_FILE, read_rows
 from lowbit.results.scores import scale_of
 
@@ -74,7 +74,9 @@ def read_curves(folder: Path, run: dict[str, Any]) -> Curves:
     """Return the curves of a finished run; empty ones where its metrics.csv is gone or damaged."""
     try:
         rows = _whole_rows(folder / METRICS_FILE, run.get("files", {}).get(METRICS_FILE))
-    except (ValueError, OSError) as error:
+    except DamagedFileError as error:
+        return Curves({}, [], [], damage=f"{error.fault}; the curves are left out. {remedy(folder)}")
+    except OSError as error:
         return Curves({}, [], [], damage=f"{error}; the curves are left out.")
     trained = [row for row in rows if "train/loss" in row]
     names = dict.fromkeys(key.removeprefix("train/") for row in trained for key in row if key.startswith("train/"))
@@ -85,8 +87,10 @@ def read_curves(folder: Path, run: dict[str, Any]) -> Curves:
 
 
 def _whole_rows(path: Path, recorded: str | None) -> list[dict[str, str]]:
-    if recorded is not None and path.exists() and sha256_of(path) != recorded:
-        raise ValueError(f"{path} is damaged (its SHA-256 is not that of {RUN_FILE}). Move it away")
+    if recorded is not None and not path.exists():
+        raise DamagedFileError(path, f"{path} is missing")
+    if recorded is not None and sha256_of(path) != recorded:
+        raise DamagedFileError(path, f"{path} is damaged: its SHA-256 is not the one in {RUN_FILE}")
     return read_rows(path)
 
 
