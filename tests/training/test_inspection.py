@@ -81,4 +81,4 @@ def test_what_is_not_there_is_told(finished, tmp_path):
     (copy / "stages" / "intervene" / "model.safetensors").unlink()
     facts = inspect_run(run, copy, outputs)
     assert facts.sites == ()
-    assert facts.note.endswith("stages/intervene/model.safetensors is not here")
+    assert "stages/intervene/model.safetensors is not here. Delete " in facts.note
