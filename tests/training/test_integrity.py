@@ -137,7 +137,7 @@ def test_the_rows_of_a_stage_are_taken_from_the_run_where_they_are_damaged(
     assert_same(outputs, straight)
 
 
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("step", [3, 6, 9])
 def test_the_row_of_a_checkpoint_outlives_a_kill_right_after_it(
     step: int, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,6 +156,7 @@ def test_the_row_of_a_checkpoint_outlives_a_kill_right_after_it(
             resume(outputs)
     resume(outputs)
     assert_same(outputs, straight)
+    assert not list(outputs.rglob("progress.json")), "also of a stage that resumes at its last step"
 
 
 def as_the_first_version_left_it(outputs: Path) -> None:
@@ -292,6 +293,19 @@ def test_a_file_in_place_of_the_run_is_named(outputs: Path) -> None:
         resume(outputs)
     folder.unlink()
     resume(outputs)
+
+
+def test_what_a_stage_that_was_killed_at_its_end_leaves_is_gone(outputs: Path) -> None:
+    stage = folder_of(outputs) / "stages" / "intervene"
+    for name in ("last.ckpt", "progress.json"):  # as if the record had been the last thing that was written
+        shutil.copy(stage / "stage.json", stage / name)
+    resume(outputs)
+    assert sorted(path.name for path in stage.iterdir()) == [
+        "metrics.csv",
+        "model.safetensors",
+        "quantizers.safetensors",
+        "stage.json",
+    ]
 
 
 def test_leftovers_of_a_killed_run_are_gone_when_it_is_finished(outputs: Path) -> None:

@@ -19,7 +19,7 @@ from lowbit.files import DamagedFileError, replacing, set_aside, sha256, sha256_
 from lowbit.modeling import Instrument
 from lowbit.modeling.weights import read_weights
 from lowbit.recipes import Stage
-from lowbit.results.run_folder import METRICS_FILE, STAGE_FILE, StageRecord, read_stage
+from lowbit.results.run_folder import METRICS_FILE, PROGRESS_FILE, STAGE_FILE, StageRecord, read_stage
 from lowbit.training.callbacks import StepTimer, progress
 from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint, step_of
 from lowbit.training.guards import check_weights
@@ -134,9 +134,12 @@ def finished_stage(folder: Path) -> StageRecord | None:
         ValueError: a file is damaged; says which, and that the same command trains the stage anew.
     """
     try:
-        return whole_stage(folder)
+        record = whole_stage(folder)
     except DamagedFileError as error:
         raise _start_anew(error) from error
+    if record is not None:  # its process may have been killed before it came to this
+        _tidy(folder)
+    return record
 
 
 def rows_of_stage(folder: Path, record: StageRecord) -> str | None:
@@ -235,8 +238,17 @@ def _finish_stage(student: Instrument, record: StageRecord, folder: Path, logger
             files[METRICS_FILE] = sha256(logger.text().encode())
     record = replace(record, files=files)
     write_json(folder / STAGE_FILE, record.as_dict())
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    _tidy(folder)
     return record
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a finished stage no longer needs.
+
+    Its progress too: Lightning does not tell callbacks of the end of a stage that resumes at its last step.
+    """
+    for name in (CHECKPOINT, PROGRESS_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def test(module: FinetuneModule, data: StepDataModule, config: TrainerConfig) -> dict[str, float]:
