@@ -83,22 +83,22 @@ def _unlink(path: Path) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove what writers left that were killed: temporary files of processes that are gone.
 
-    Those of another machine, or of unknown origin, go after an hour without a write. Call this under the folder's
-    lock, if it has one.
+    Those of another machine, of unknown origin, or of a process whose id another one has now, go after an hour without
+    a write; those of another user stay. Call this under the folder's lock, if it has one.
     """
     for path in [*folder.rglob(f".*{_TEMPORARY}"), *folder.rglob(".tmp??????")]:  # the latter of safetensors itself
         try:
             if _is_left_over(path):
                 path.unlink()
-        except FileNotFoundError:  # its writer has just finished
+        except (FileNotFoundError, PermissionError):  # the former: its writer has just finished
             continue
 
 
 def _is_left_over(path: Path) -> bool:
     writer = path.name.removesuffix(_TEMPORARY).rpartition(".")[2] if path.suffix == _TEMPORARY else ""
     host, _, pid = writer.rpartition("-")
-    if host == socket.gethostname() and pid.isdecimal():
-        return not is_alive(int(pid))
+    if host == socket.gethostname() and pid.isdecimal() and not is_alive(int(pid)):
+        return True
     return time.time() - path.stat().st_mtime > _STALE_SECONDS
 
 

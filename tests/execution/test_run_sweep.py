@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 
 import pytest
 from filelock import FileLock
@@ -36,6 +37,16 @@ def test_second_time_nothing_is_run(job, command, capsys):
     assert run_sweep(jobs, Pool(1, command), Lines(1)) == []
     assert [(one.folder / "run.json").stat().st_mtime_ns for one in jobs] == stamps
     assert "started" not in capsys.readouterr().out.split("2 jobs: 2 done", 1)[1]
+
+
+def test_what_a_killed_sweep_left_in_a_finished_run_goes(job, command, finish):
+    """Its temporary file of attempt.json, when it was killed as a job had ended; nothing runs in that folder again."""
+    done = job("done")
+    finish(done)
+    left = done.folder / f".attempt.json.01234567.{socket.gethostname()}-{2**22 + 1}.tmp"
+    left.touch()
+    assert run_sweep([done], Pool(1, command), Lines(1)) == []
+    assert not left.exists()
 
 
 def test_damaged_runs_stop_no_other(job, command, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,12 +172,13 @@ def test_leftovers_of_dead_writers_go_and_no_others(tmp_path: Path) -> None:
     code = "import os, sys, pathlib; from lowbit.files import replacing\nwith replacing(pathlib.Path(sys.argv[1])):\n"
     subprocess.run([sys.executable, "-c", code + "    os._exit(9)", tmp_path / "stages" / "a.ckpt"], check=False)
     (left,) = tmp_path.rglob(".a.ckpt*")
-    elsewhere = [tmp_path / ".a.json.01234567.far-9.tmp", tmp_path / ".tmpAb12xY"]
+    ours = f".a.json.01234567.{socket.gethostname()}-{os.getpid()}.tmp"  # of a process that had our id
+    elsewhere = [tmp_path / ".a.json.01234567.far-9.tmp", tmp_path / ".tmpAb12xY", tmp_path / ours]
     for path in elsewhere:
         path.touch()
     with replacing(tmp_path / "b.json") as mine:
         remove_leftovers(tmp_path)
-        assert [path.exists() for path in (left, *elsewhere, mine)] == [False, True, True, True]
+        assert [path.exists() for path in (left, *elsewhere, mine)] == [False, True, True, True, True]
     for path in elsewhere:
         os.utime(path, (0, 0))
     remove_leftovers(tmp_path)

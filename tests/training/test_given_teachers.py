@@ -1,5 +1,6 @@
 """Teachers that plain transformers loads, and teachers that come from it: of the hub, of folders, of other sizes."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +73,11 @@ def test_a_given_teacher_is_scored_once_and_teaches(
 ):
     overrides = mrpc(f"teacher={source}", f"teacher.path={teacher_folder}")
     cfg, config = load(overrides)
+    left = teacher_folder.with_name(f".{identity.teacher_id(cfg)}.json.01234567.{socket.gethostname()}-{2**22 + 1}.tmp")
+    left.touch()
     train(cfg, config)
     assert "scoring" in capsys.readouterr().out
+    assert not left.exists(), "of a process that was killed when it wrote the score"
     run = read_run(identity.run_folder(cfg, config))
     facts = obtain_teacher(*_finetuned(mrpc)).facts
     assert run["teacher"]["metrics"] == facts["metrics"]

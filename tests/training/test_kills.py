@@ -1,15 +1,16 @@
-"""SIGKILL at random moments and at file operations: the same command ends with the same bytes."""
+"""SIGKILL at random moments and at file operations: the same command then ends with the same bytes."""
 
 import json
 import os
 import random
+import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,55 +29,55 @@ pytestmark = [
 SEED = 20
 KILLS_PER_LIFE = 6
 Begin = Callable[[Path], Any]
-"""Starts the command whose results lie in a folder; returns its process."""
+"""Starts the command whose results lie in a folder, its life; returns its process."""
+PhaseOf = Callable[[Path], str]
 
-# Of one attempt, not of the result: who ran it and how it ended, what it printed, locks.
+# Of an attempt, not of the result: who ran it and how that ended, what it printed, locks.
 NOT_COMPARED = (".lock", "holder.json", "attempt.json", "job.log")
-TIMES = ("seconds", "started", "finished")
+VARYING = ("seconds", "started", "finished", "commit")  # the commit may come in between
 
 
-def without_times(content: Any) -> Any:
-    """Return the content of a JSON file without its dates and durations."""
+def without_varying(content: Any) -> Any:
+    """Return the content of a JSON file without dates, durations and the commit."""
     if isinstance(content, list):
-        return [without_times(value) for value in content]
+        return [without_varying(value) for value in content]
     if isinstance(content, dict):
-        return {key: without_times(value) for key, value in content.items() if key not in TIMES}
+        return {key: without_varying(value) for key, value in content.items() if key not in VARYING}
     return content
 
 
 def contents(life: Path) -> dict[str, Any]:
-    """Return every file of a life by its path: bytes, or what a JSON file says but for times and the life's own path."""
+    """Return every file of a life by its path: bytes, or what JSON says but for `VARYING` and the life itself."""
     found: dict[str, Any] = {}
-    for path in sorted(life.rglob("*")):
+    for path in life.rglob("*"):
         if path.is_file() and not path.name.endswith(NOT_COMPARED):
+            content: Any = path.read_bytes()
             if path.suffix == ".json":
-                text = json.dumps(without_times(read_json(path))).replace(str(life), "LIFE")
-                found[str(path.relative_to(life))] = text
-            else:
-                found[str(path.relative_to(life))] = path.read_bytes()
+                content = json.dumps(without_varying(read_json(path))).replace(str(life), "LIFE")
+            found[str(path.relative_to(life))] = content
     return found
 
 
 def assert_same(life: Path, straight: Path, story: str) -> None:
     """The same files with the same content, and nothing that a killed process has left."""
     mine, theirs = contents(life), contents(straight)
-    assert not [name for name in mine if any(word in name for word in (".tmp", ".partial", ".damaged"))], story
+    assert not [path for path in life.rglob("*") if re.search(r"\.(tmp|partial|damaged)", path.name)], story
     assert sorted(mine) == sorted(theirs), story
     assert not [name for name in theirs if mine[name] != theirs[name]], story
 
 
-def in_log(arguments: Sequence[str], log: Path) -> None:
-    """Run a command line in this process, with what it prints at the end of a log."""
+def log_of(life: Path) -> Path:
+    return life.with_name(f"{life.name}.log")
+
+
+def in_log(life: Path, arguments: Sequence[str]) -> None:
+    """Run a command line in this process, with what it prints at the end of the log of its life."""
     from lowbit.cli import main
 
-    with log.open("ab") as file:
+    with log_of(life).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.exit(main(arguments))
-
-
-def log_of(life: Path) -> Path:
-    return life.with_name(f"{life.name}.log")
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def command(context: Any) -> Callable[..., Begin]:
 
     def command(arguments: Callable[[Path], Sequence[str]], target: Callable[..., None] = in_log) -> Begin:
         def begin(life: Path) -> Any:
-            process = context.Process(target=target, args=(arguments(life), log_of(life)))
+            process = context.Process(target=target, args=(life, arguments(life)))
             process.start()
             return process
 
@@ -94,33 +95,47 @@ def command(context: Any) -> Callable[..., Begin]:
     return command
 
 
-def undisturbed(begin: Begin, life: Path) -> float:
-    """Run a command to its end; return the seconds it took."""
-    start = time.monotonic()
-    finish(begin, life)
+def finish(begin: Begin, life: Path, story: str = "") -> float:
+    """Run a command to its end; return the seconds that it took."""
+    start, process = time.monotonic(), begin(life)
+    process.join()
+    assert process.exitcode == 0, f"{story}\n{log_of(life).read_text()}"
     return time.monotonic() - start
 
 
-def finish(begin: Begin, life: Path, story: str = "") -> None:
-    process = begin(life)
-    process.join(600)
-    assert process.exitcode == 0, f"{story}\n{log_of(life).read_text()}"
+def jobs_in(life: Path) -> list[int]:
+    """Return the processes that a sweep has started: those with its folder in their command lines."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words, status = (folder / "cmdline").read_bytes(), (folder / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if f"paths.outputs={life}\0".encode() in words and status.rpartition(")")[2].split()[0] not in "ZX":
+            found.append(int(folder.name))
+    return found
 
 
-def live(
-    begin: Begin, life: Path, moments: Iterable[Callable[[Any], None]], phase_of: Callable[[Path], str]
-) -> list[str]:
+def assert_jobs_end(life: Path) -> None:
+    """The jobs of a killed sweep end by themselves; a minute is enough on any machine."""
+    until = time.monotonic() + 60
+    while jobs_in(life):
+        assert time.monotonic() < until, f"{jobs_in(life)} outlive their sweep"
+        time.sleep(0.02)
+
+
+def live(begin: Begin, life: Path, moments: Iterable[Callable[[Any], None]], phase_of: PhaseOf) -> list[str]:
     """Start a command, kill it at the first moment, and so on; then let it finish. Return the phase of each kill."""
     hit: list[str] = []
     for wait in moments:
         process = begin(life)
         wait(process)
         process.kill()
-        process.join(60)
-        story = f"seed {SEED}, killed in {hit}"
+        process.join()
         if process.exitcode == 0:  # it was faster
             return hit
-        assert process.exitcode == -signal.SIGKILL, f"{story}\n{log_of(life).read_text()}"
+        assert process.exitcode == -signal.SIGKILL, f"seed {SEED}, killed in {hit}\n{log_of(life).read_text()}"
+        assert_jobs_end(life)
         hit.append(phase_of(life))
     finish(begin, life, f"seed {SEED}, killed in {hit}")
     return hit
@@ -131,12 +146,12 @@ def at_random(draw: random.Random, seconds: float, count: int) -> list[Callable[
     return [partial(lambda after, process: process.join(after), draw.uniform(0, seconds)) for _ in range(count)]
 
 
-def in_phase(phase: str, life: Path, phase_of: Callable[[Path], str]) -> Callable[[Any], None]:
+def in_phase(phase: str, life: Path, phase_of: PhaseOf) -> Callable[[Any], None]:
     """Return the moment at which a life is first seen in a phase."""
 
     def wait(process: Any) -> None:
         while process.is_alive() and phase_of(life) != phase:
-            time.sleep(0.001)
+            time.sleep(0.002)
 
     return wait
 
@@ -144,30 +159,29 @@ def in_phase(phase: str, life: Path, phase_of: Callable[[Path], str]) -> Callabl
 def many_lives(
     begin: Begin,
     phases: Sequence[str],
-    phase_of: Callable[[Path], str],
+    phase_of: PhaseOf,
     kills: int,
     folder: Path,
-    prepare: Callable[[Path], None] = lambda life: life.mkdir(),
-) -> Counter[str]:
+    prepare: Callable[[Path], None] = lambda _: None,
+) -> None:
     """Kill a command so many times at random moments, and in each phase at least once; compare every life."""
     straight, again = folder / "straight", folder / "again"
     for life in (straight, again):  # the first process takes longer: the fork server starts with it
         prepare(life)
-        seconds = undisturbed(begin, life)
+        seconds = finish(begin, life)
     assert_same(again, straight, "not killed")
-    draw, hits = random.Random(SEED), Counter[str]()
+    draw, hits, number = random.Random(SEED), Counter[str](), 0
     while hits.total() < kills or not hits.keys() >= set(phases):
-        life = folder / f"life{len(list(folder.iterdir()))}"
+        life, number = folder / f"life{number}", number + 1
         prepare(life)
         if hits.total() < kills:
             moments = at_random(draw, seconds, min(KILLS_PER_LIFE, kills - hits.total()))
         else:
             moments = [in_phase(phase, life, phase_of) for phase in phases if phase not in hits]
-        phases_hit = live(begin, life, moments, phase_of)
-        assert_same(life, straight, f"seed {SEED}, {life.name}, killed in {phases_hit}")
-        hits.update(phases_hit)
-    print(f"killed {hits.total()} times: {dict(hits)}")
-    return hits
+        hit = live(begin, life, moments, phase_of)
+        assert_same(life, straight, f"seed {SEED}, {life.name}, killed in {hit}")
+        hits.update(hit)
+    print(f"killed {hits.total()} times in {number} lives: {dict(hits)}")
 
 
 PHASES = ("teacher", "evaluation of the teacher", "intervene", "plain", "evaluation")
@@ -179,24 +193,22 @@ def train(life: Path) -> list[str]:
 
 def phase_of_run(life: Path) -> str:
     """Say from its files how far a run is."""
-    has = {path.relative_to(life).parts[-2:] for path in life.rglob("*.json")}
-    if list(life.glob("runs/*/*/*/run.json")):
-        return "end"
-    if ("plain", "stage.json") in has:
-        return "evaluation"
-    if ("intervene", "stage.json") in has:
-        return "plain"
-    if [path for path in life.glob("teachers/*/teacher.json") if not path.parent.name.endswith(".partial")]:
-        return "intervene"
-    if list(life.glob("teachers/*.partial/stage.json")):
-        return "evaluation of the teacher"
-    return "teacher" if list(life.glob("teachers/*.lock")) else "start"
+    facts = [path.parent for path in life.glob("teachers/*/teacher.json") if path.parent.suffix != ".partial"]
+    for phase, reached in (
+        ("end", life.glob("runs/*/*/*/run.json")),
+        ("evaluation", life.glob("runs/*/*/*/stages/plain/stage.json")),
+        ("plain", life.glob("runs/*/*/*/stages/intervene/stage.json")),
+        ("intervene", facts),
+        ("evaluation of the teacher", life.glob("teachers/*.partial/stage.json")),
+        ("teacher", life.glob("teachers/*.partial")),
+    ):
+        if any(reached):
+            return phase
+    return "start"
 
 
 def test_a_run_killed_at_random_moments(command: Callable[..., Begin], tmp_path: Path) -> None:
-    hits = many_lives(command(train), PHASES, phase_of_run, 30, tmp_path)
-    assert hits.total() >= 30
-    assert hits.keys() >= set(PHASES)
+    many_lives(command(train), PHASES, phase_of_run, 30, tmp_path)
 
 
 SHARDS = 5
@@ -213,7 +225,7 @@ WORDS = (
     "trainer.progress=false",
     "trainer.threads=1",
 )
-OPTIONS = ("--crops=60", "--top-k=3", f"--images-per-shard={40 // SHARDS}", "--flip=0.5")
+OPTIONS = ("--crops=60", "--top-k=3", f"--images-per-shard={40 // SHARDS}")
 
 
 def label(life: Path) -> list[str]:
@@ -223,36 +235,74 @@ def label(life: Path) -> list[str]:
 def phase_of_labels(life: Path) -> str:
     """Say from its files how far the labelling is."""
     shards = len(list(life.glob("labels/part-*")))
-    if shards == SHARDS:
-        return "end"
     if shards:
-        return "shards"
-    has_teacher = any(path.is_dir() and not path.suffix for path in life.glob("outputs/teachers/*"))
-    return "first shard" if has_teacher else "teacher" if list(life.glob("outputs/teachers/*")) else "start"
+        return "end" if shards == SHARDS else "shards"
+    if any(path.is_dir() and path.suffix != ".partial" for path in life.glob("outputs/teachers/*")):
+        return "first shard"
+    return "teacher" if any(life.glob("outputs/teachers/*.partial")) else "start"
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["teacher trained", "teacher cached"])
 def test_soft_labels_killed_at_random_moments(cached: bool, command: Callable[..., Begin], tmp_path: Path) -> None:
-    begin, teachers = command(label), tmp_path / "before" / "outputs" / "teachers"
+    begin, first = command(label), tmp_path / "first"
     if cached:
-        finish(begin, tmp_path / "before")
+        finish(begin, first)
 
     def prepare(life: Path) -> None:
-        life.mkdir()
         if cached:
-            shutil.copytree(teachers, life / "outputs" / "teachers")
+            shutil.copytree(first / "outputs" / "teachers", life / "outputs" / "teachers")
 
-    phases = ("shards",) if cached else ("teacher", "shards")
-    lives = tmp_path / "lives"
-    lives.mkdir()
-    hits = many_lives(begin, phases, phase_of_labels, 5, lives, prepare)
-    assert hits.total() >= 5
-    assert hits.keys() >= set(phases)
+    many_lives(begin, ("shards",) if cached else ("teacher", "shards"), phase_of_labels, 5, tmp_path, prepare)
+
+
+def sweep(life: Path) -> list[str]:
+    """Two runs that need the same teacher, each in a process of its own."""
+    verb, *words = train(life)
+    return [verb, "-m", *words, "seed=1,2", "--jobs=2"]
+
+
+def test_a_sweep_killed_at_random_moments(command: Callable[..., Begin], tmp_path: Path) -> None:
+    many_lives(command(sweep), ("teacher", "intervene", "plain"), phase_of_run, 10, tmp_path)
+
+
+def test_jobs_killed_at_random_moments(command: Callable[..., Begin], tmp_path: Path) -> None:
+    """The sweep goes on and names the job; the same command again runs what is missing."""
+    begin, straight, draw = command(sweep), tmp_path / "straight", random.Random(SEED)
+    seconds, hits, number = finish(begin, straight), Counter[str](), 0
+    while hits.total() < 10:
+        life, number, code = tmp_path / f"life{number}", number + 1, None
+        last = hits.total() + KILLS_PER_LIFE
+        while code != 0:
+            process = begin(life)
+            hit = kill_a_job(process, life, draw, seconds) if hits.total() < min(last, 10) else None
+            process.join()
+            hits.update([] if hit is None else [hit])
+            code, story = process.exitcode, f"seed {SEED}, {life.name}\n{log_of(life).read_text()}"
+            finished = len(list(life.glob("runs/*/*/*/run.json")))
+            assert code == (0 if finished == 2 else 1), story
+            assert code == 0 or (hit is not None and "killed by signal 9" in story), story
+        assert_same(life, straight, f"seed {SEED}, {life.name}")
+    print(f"killed {hits.total()} jobs in {number} lives: {dict(hits)}")
+
+
+def kill_a_job(process: Any, life: Path, draw: random.Random, seconds: float) -> str | None:
+    """Kill a job of a sweep, which goes on; return the phase of the sweep, or None if no job died of it."""
+    process.join(draw.uniform(0, seconds))
+    jobs = jobs_in(life)
+    if not jobs:
+        return None
+    with suppress(ProcessLookupError):
+        os.kill(draw.choice(jobs), signal.SIGKILL)
+    phase = phase_of_run(life)
+    process.join()
+    attempts = [read_attempt(path.parent) for path in life.glob("runs/*/*/*/attempt.json")]
+    died = any(attempt is not None and attempt.exit_code == -signal.SIGKILL for attempt in attempts)
+    return phase if died else None
 
 
 OPERATIONS = ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink")
-EVERY = 3
-"""Two moments per operation are one too many for a test; an odd number takes turns with both."""
+EVERY = 5
+"""Each operation has two moments, before and after it. Fewer take less time; an odd number takes turns with both."""
 
 
 def killed_at(moment: int, life: Path, arguments: Sequence[str]) -> None:
@@ -275,135 +325,28 @@ def killed_at(moment: int, life: Path, arguments: Sequence[str]) -> None:
 
     for name in OPERATIONS:
         setattr(os, name, fatal(getattr(os, name)))
-    in_log(arguments, log_of(life))
+    in_log(life, arguments)
 
 
 def train_shortly(life: Path) -> list[str]:
     return [*train(life), "budget.steps=12", "method.stages.intervene.steps=6"]
 
 
-def test_a_run_killed_at_file_operations(command: Callable[..., Begin], context: Any, tmp_path: Path) -> None:
-    begin, straight, moment, phases = command(train_shortly), tmp_path / "straight", 0, Counter[str]()
+def test_a_run_killed_at_file_operations(command: Callable[..., Begin], tmp_path: Path) -> None:
+    begin, straight, hits, moment = command(train_shortly), tmp_path / "straight", Counter[str](), 0
     finish(begin, straight)
     while True:
         life = tmp_path / f"moment{moment}"
-        process = context.Process(target=killed_at, args=(moment, life, train_shortly(life)))
-        process.start()
-        process.join(600)
+        process = command(train_shortly, partial(killed_at, moment))(life)
+        process.join()
         if process.exitcode == 0:
             break
         story = f"killed {'after' if moment % 2 else 'before'} file operation {moment // 2}"
         assert process.exitcode == -signal.SIGKILL, f"{story}\n{log_of(life).read_text()}"
-        phases[phase_of_run(life)] += 1
+        hits[phase_of_run(life)] += 1
         finish(begin, life, story)
         assert_same(life, straight, story)
         shutil.rmtree(life)
         moment += EVERY
-    print(f"killed {phases.total()} times: {dict(phases)}")
-    assert phases.keys() >= set(PHASES)
-
-
-SWEEP = ("seed=1,2", "--jobs", "2")
-
-
-def sweep(life: Path) -> subprocess.Popen[bytes]:
-    """Start a sweep of two runs, which need the same teacher, in processes of their own."""
-    words = ["train", "-m", *TINY_TI, "trainer.threads=1", *SWEEP, f"paths.outputs={life}"]
-    with log_of(life).open("ab") as log:
-        return subprocess.Popen([sys.executable, "-m", "lowbit.cli", *words], stdout=log, stderr=log)
-
-
-def alive(life: Path) -> list[int]:
-    """Return the processes of a life's sweep: those with its folder in their command lines."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words, state = (
-                (folder / "cmdline").read_bytes(),
-                (folder / "stat").read_text().rpartition(")")[2].split()[0],
-            )
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if str(life).encode() in words and state not in "ZX":
-            found.append(int(folder.name))
-    return found
-
-
-def jobs_of(process: subprocess.Popen[bytes], life: Path) -> list[int]:
-    return [pid for pid in alive(life) if pid != process.pid]
-
-
-@pytest.fixture(scope="module")
-def calm_sweep(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A sweep that nothing has disturbed, and the seconds it took."""
-    life, start = tmp_path_factory.mktemp("sweep") / "straight", time.monotonic()
-    assert sweep(life).wait() == 0, log_of(life).read_text()
-    return life, time.monotonic() - start
-
-
-def test_a_sweep_killed_at_random_moments(calm_sweep: tuple[Path, float], tmp_path: Path) -> None:
-    (straight, seconds), draw, kills, lives = calm_sweep, random.Random(SEED), 0, 0
-    with_jobs = 0
-    while kills < 10:
-        life, code, left = tmp_path / f"life{lives}", None, KILLS_PER_LIFE
-        while code != 0:
-            process = sweep(life)
-            if left and kills < 10:
-                wait_for(process, draw.uniform(0, seconds))
-                with_jobs += bool(jobs_of(process, life)) and process.poll() is None
-                process.kill()
-            code = process.wait()
-            assert code in (0, -signal.SIGKILL), f"seed {SEED}\n{log_of(life).read_text()}"
-            kills, left = kills + (code != 0), left - 1
-            assert_all_end(life)
-        assert_same(life, straight, f"seed {SEED}, {life.name}")
-        lives += 1
-    print(f"killed {kills} times in {lives} lives, {with_jobs} times with jobs")
-    assert with_jobs
-
-
-def wait_for(process: subprocess.Popen[bytes], seconds: float) -> None:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return
-
-
-def assert_all_end(life: Path) -> None:
-    """Wait until no process of a sweep is left; a minute is enough on any machine."""
-    until = time.monotonic() + 60
-    while alive(life):
-        assert time.monotonic() < until, f"processes {alive(life)} outlive their sweep"
-        time.sleep(0.02)
-
-
-def test_jobs_killed_at_random_moments(calm_sweep: tuple[Path, float], tmp_path: Path) -> None:
-    """The sweep goes on, names the job, and runs it when it is started again."""
-    (straight, seconds), draw, kills, lives = calm_sweep, random.Random(SEED), 0, 0
-    while kills < 10:
-        life, code, left = tmp_path / f"life{lives}", None, KILLS_PER_LIFE
-        while code != 0:
-            process, hit = sweep(life), False
-            if left and kills < 10:
-                hit = kill_a_job(process, life, draw, seconds)
-            code = process.wait()
-            log = log_of(life).read_text()
-            finished = len(list(life.glob("runs/*/*/*/run.json")))
-            assert code == (0 if finished == 2 else 1), f"seed {SEED}\n{log}"
-            assert code == 0 or (hit and "killed by signal 9" in log), f"seed {SEED}\n{log}"
-            kills, left = kills + hit, left - 1
-        assert_same(life, straight, f"seed {SEED}, {life.name}")
-        lives += 1
-    print(f"killed {kills} jobs in {lives} lives")
-
-
-def kill_a_job(process: subprocess.Popen[bytes], life: Path, draw: random.Random, seconds: float) -> bool:
-    """Kill one job of a sweep at a random moment; return whether one was there and died of it."""
-    wait_for(process, draw.uniform(0, seconds))
-    jobs = jobs_of(process, life)
-    if not jobs or process.poll() is not None:
-        return False
-    os.kill(draw.choice(jobs), signal.SIGKILL)
-    process.wait()
-    attempts = [read_attempt(path.parent) for path in life.glob("runs/*/*/*/attempt.json")]
-    return any(attempt is not None and attempt.exit_code == -signal.SIGKILL for attempt in attempts)
+    print(f"killed {hits.total()} times: {dict(hits)}")
+    assert hits.keys() >= set(PHASES)

@@ -14,7 +14,7 @@ from lowbit.execution.pool import Launcher
 from lowbit.execution.process import last_error
 from lowbit.execution.states import State, state_of
 from lowbit.execution.views import View
-from lowbit.files import write_text
+from lowbit.files import remove_leftovers, write_text
 
 _SECONDS_BETWEEN_POLLS = 0.2
 _TO_RUN = (State.missing, State.damaged, State.failed)
@@ -38,6 +38,9 @@ def run_sweep(jobs: Sequence[Job], launcher: Launcher, view: View) -> list[Failu
     pending = [job for job in jobs if states[job.run_id] in _TO_RUN and not job.problems]
     elsewhere = [job for job in jobs if states[job.run_id] is State.running]
     failures = [refused(job) for job in jobs if job.problems]
+    for job in jobs:  # a sweep that was killed when it recorded the end of a job; other jobs see to theirs
+        if states[job.run_id] is State.done:
+            remove_leftovers(job.folder)
 
     def following() -> Iterator[Job]:
         if not pending and not launcher.running:  # one more look at what another process was running at the start
@@ -122,6 +125,7 @@ def _startable(pending: Sequence[Job], launcher: Launcher) -> Iterator[Job]:
 def refused(job: Job) -> Failure:
     """Write the problems of a job whose config is not valid into the log where it would have told them."""
     with suppress(OSError):  # it is told on the terminal too
+        remove_leftovers(job.log.parent)
         write_text(job.log, "\n".join([f"$ {job.command}", *job.problems]) + "\n")
     return Failure(job, job.problems[0])
 

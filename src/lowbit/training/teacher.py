@@ -195,6 +195,7 @@ def _given(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
     facts = led(lambda: _read_facts(scores))
     if facts is None:
         print(f"teacher {teacher_id}: scoring", flush=True)
+        led(lambda: remove_leftovers(scores.parent))
         instrument = prepare(model)
         metrics = test(_module(config, instrument, data), data, config.trainer)
         facts = _facts(teacher_id, metrics, instrument, 0, 0.0)
