@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 import uuid
@@ -115,11 +116,19 @@ def is_alive(pid: int) -> bool:
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged file or folder, so that it is out of the way and can be looked at; return its new path."""
+    return path.rename(_name_aside(path))
+
+
+def keep_copy(path: Path) -> Path:
+    """Copy a damaged file that is about to be replaced; return the path of the copy."""
+    return Path(shutil.copyfile(path, _name_aside(path)))
+
+
+def _name_aside(path: Path) -> Path:
     number, aside = 1, path.with_name(f"{path.name}.damaged")
     while aside.exists():
         number += 1
         aside = path.with_name(f"{path.name}.damaged{number}")
-    path.rename(aside)
     return aside
 
 

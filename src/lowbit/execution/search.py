@@ -21,7 +21,7 @@ from lowbit.execution.space import Space
 from lowbit.execution.states import is_running, result
 from lowbit.execution.sweep import Failure, drive, judged, refused
 from lowbit.execution.views import View
-from lowbit.files import replacing, set_aside
+from lowbit.files import keep_copy, replacing
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -84,7 +84,7 @@ def recover(journal: Path) -> None:
         if _can_be_replayed(whole)
         else bisect_left(range(1, len(whole) + 1), True, key=lambda length: not _can_be_replayed(whole[:length]))
     )
-    aside = set_aside(journal)
+    aside = keep_copy(journal)  # not renamed: a search that is killed here would start afresh
     with replacing(journal) as temporary:
         temporary.write_bytes(b"".join(line + b"\n" for line in whole[:count]))
     print(
