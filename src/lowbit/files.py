@@ -47,6 +47,8 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """
     # The same folder, because os.replace is atomic only within one file system; the writer's process in the name, so
     # that `remove_leftovers` knows whether it lives.
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"{path} is a folder; name a file in it")
     writer = f"{socket.gethostname()}-{os.getpid()}"
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{writer}{_TEMPORARY}")
     try:

@@ -20,6 +20,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from lowbit.config.enums import Interpolation
+from lowbit.config.image_folders import list_images
 from lowbit.config.image_schema import ImageConfig
 from lowbit.config.schema import DataConfig, DataKind, OnBadRow
 from lowbit.data import Batch, ImageInput, StepDataModule, build_datamodule, data_info
@@ -459,6 +460,17 @@ def test_bilevel_images_are_black_and_white(tmp_path: Path):
     assert FileImages(tmp_path, ["a.png"])[0].unique().tolist() == [0, 255]
 
 
+def test_a_link_back_to_its_folder_gives_no_image_twice(tmp_path: Path):
+    (tmp_path / "a" / "more").mkdir(parents=True)
+    (tmp_path / "a" / "more" / "1.png").touch()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    elsewhere = tmp_path.with_name(f"{tmp_path.name}_linked")
+    elsewhere.mkdir()
+    (elsewhere / "2.png").touch()
+    (tmp_path / "a" / "linked").symlink_to(elsewhere)
+    assert list_images(tmp_path).files == ("a/linked/2.png", "a/more/1.png")
+
+
 def eps() -> bytes:
     return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
 
@@ -475,13 +487,14 @@ def huge_png() -> bytes:
     [
         (encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), "holds floats .mode F.*convert it to 8 or 16 bits"),
         (encoded(Image.fromarray(RAMP.astype(np.int32)), "TIFF"), "holds signed or 32-bit integers .mode I.*8 or 16"),
+        (encoded(Image.fromarray(RAMP), "TIFF", tiffinfo={339: 2}), "holds signed integers .mode L.*8 or 16 bits"),
         (huge_png(), "1600000000 pixels"),
         (b"P5 90000 90000 255\n", "8100000000 pixels"),
         (eps(), "is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"),
         (encoded(Image.fromarray(GREY16), "PNG")[:50], ""),
         (b"", "is none of"),
     ],
-    ids=["float", "int32", "png bomb", "pgm bomb", "eps", "cut", "empty"],
+    ids=["float", "int32", "int8", "png bomb", "pgm bomb", "eps", "cut", "empty"],
 )
 def test_what_has_no_range_or_is_no_image_is_refused_by_name(
     content: bytes, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -230,6 +230,7 @@ def test_other_names_are_refused_with_both(tmp_path: Path):
         (["2", "1"], ("0", "1"), "refused"),
         (["cat", "dog"], ("0", "1"), None),
         ([">50K", "<50K"], ("<50K", ">50K"), [1, 0]),  # alike but for punctuation
+        (["the\u0301", "cafe\u0301"], ("café", "thé"), [1, 0]),  # as folders of a Mac come
         (["> 50k", "< 50k"], ("<50K", ">50K"), "refused"),
         (["crane", "crane"], ("crane", "crane"), None),
     ],

@@ -45,6 +45,7 @@ def chosen(outputs: Path, *words: str) -> list[str]:
         (("method=ti_g", "method=kd", "state=done"), ["aaa1", "aaa2", "bbb1", "bbb2"]),
         (("optimizer.lr=0.001",), ["bbb2"]),
         (("optimizer.lr=1e-3",), ["bbb2"]),
+        (("data=digits", "method.name=kd"), ["bbb1", "bbb2"]),
         (("name=digits/t*", "bits=2-2-8"), ["aaa1", "aaa2"]),
         (("aaa",), ["aaa1", "aaa2"]),
         (("aaa000000001", "digits/kd/*"), ["aaa1", "bbb1", "bbb2"]),
@@ -57,7 +58,12 @@ def test_filters(words: tuple[str, ...], expected: list[str], outputs: Path):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(("method=x", "seed=1"), "no run has method=x"), (("method=kd", "seed=2"), "no run meets all of them")],
+    [
+        (("method=x", "seed=1"), "no run has method=x; method is kd, ti_g. 1 runs are damaged: lowbit ls runs"),
+        (("method=kd", "seed=2"), "no run meets all of them"),
+        (("methd=kd",), "no finished run has the key 'methd'. Did you mean 'method'"),
+        (("zzz=null",), "no finished run has the key 'zzz'"),
+    ],
 )
 def test_filter_of_no_run(words: tuple[str, ...], said: str, outputs: Path):
     with pytest.raises(ValueError, match=said):

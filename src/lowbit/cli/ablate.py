@@ -30,7 +30,7 @@ def add(verb: AddVerb) -> None:
     """Add the verb."""
     ablate = verb("ablate", _ablate, "train with parts of a method left out, to see what they do", _EXAMPLE)
     ablate.add_argument(
-        "overrides", nargs="*", help=f"over=SLOT,... of {', '.join(SLOTS)}; seed=1,2,3; and {OVERRIDES}"
+        "overrides", nargs="*", default=[], help=f"over=SLOT,... of {', '.join(SLOTS)}; seed=1,2,3; and {OVERRIDES}"
     )
     ablate.add_argument(
         "--with", dest="more", action="append", default=[], metavar="KEY=VALUE", help="one more variant: this override"

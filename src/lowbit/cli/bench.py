@@ -13,7 +13,9 @@ def add(verb: AddVerb) -> None:
     """Add the verb."""
     bench = verb("bench", _bench, "measure how long a training step or a whole job takes", "lowbit bench step")
     bench.add_argument("what", choices=("step", "job"), help="what to measure")
-    bench.add_argument("overrides", nargs="*", help="an experiment to measure; none: --shape under TernaryBERT")
+    bench.add_argument(
+        "overrides", nargs="*", default=[], help="an experiment to measure; none: --shape under TernaryBERT"
+    )
     bench.add_argument(
         "--shape", help="hidden=384,layers=6,heads=12,ffn=1536,vocab=30522,batch=32,length=64 if not given"
     )

@@ -22,7 +22,9 @@ def add(verb: AddVerb) -> None:
     )
     compare.add_argument("left", help=_RUN)
     compare.add_argument("right", help=_RUN)
-    compare.add_argument("overrides", nargs="*", help="paths.outputs=DIR, where the runs are not in outputs/")
+    compare.add_argument(
+        "overrides", nargs="*", default=[], help="paths.outputs=DIR, where the runs are not in outputs/"
+    )
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -23,10 +23,12 @@ def add(verb: AddVerb) -> None:
         "say whether settings are valid, and what a run would do",
         "lowbit check experiment=digits/ti_g",
     )
-    check.add_argument("overrides", nargs="*", help=OVERRIDES)
+    check.add_argument("overrides", nargs="*", default=[], help=OVERRIDES)
     ls = verb("ls", _ls, "list config groups, the choices of one, or all runs", "lowbit ls runs --filter method=ti_g")
     ls.add_argument("group", nargs="?", help="a config group, or `runs`")
-    ls.add_argument("overrides", nargs="*", help="with `runs`: paths.outputs=DIR, where they are not in outputs/")
+    ls.add_argument(
+        "overrides", nargs="*", default=[], help="with `runs`: paths.outputs=DIR, where they are not in outputs/"
+    )
     ls.add_argument("--filter", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=FILTER)
 
 

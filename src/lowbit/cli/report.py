@@ -31,7 +31,7 @@ def add(verb: AddVerb) -> None:
         "lowbit report demo --out demo.html",
     )
     report.add_argument("name", help=SWEEP)
-    report.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
+    report.add_argument("overrides", nargs="*", default=[], help="the overrides that the sweep was run with")
     report.add_argument("--out", type=Path, required=True, help="the page, FILE.html")
     report.add_argument("--no-layers", action="store_true", help="leave out what is computed from the runs' weights")
     report.add_argument(

@@ -22,7 +22,7 @@ def add(verb: AddVerb) -> None:
     example = "lowbit search search_digits --trials 12"
     search = verb("search", _search, "let Optuna choose the runs of sweeps/NAME.yaml; resumes", example)
     search.add_argument("name", help="file name in sweeps/, without .yaml; its parameters may be intervals")
-    search.add_argument("overrides", nargs="*", help=OVERRIDES)
+    search.add_argument("overrides", nargs="*", default=[], help=OVERRIDES)
     search.add_argument(
         "--trials", type=int, required=True, metavar="N", help="trials in total, earlier calls included"
     )

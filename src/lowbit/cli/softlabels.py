@@ -20,7 +20,9 @@ def add(verb: AddVerb) -> None:
     summary = "store a teacher's answers to crops of the training images"
     sub = verb("softlabels", _softlabels, summary, _EXAMPLE)
     sub.add_argument("out", type=Path, help="folder of the store; one of the same settings is resumed")
-    sub.add_argument("overrides", nargs="*", help=f"{OVERRIDES}; give those of the training that will use the store")
+    sub.add_argument(
+        "overrides", nargs="*", default=[], help=f"{OVERRIDES}; give those of the training that will use the store"
+    )
     sub.add_argument("--crops", type=int, default=500, help="crops per image (500)")
     sub.add_argument("--label-type", choices=_KINDS, default="marginal_smoothing", help="what is kept of each answer")
     sub.add_argument("--top-k", type=int, help="classes that the marginal types keep (5)")

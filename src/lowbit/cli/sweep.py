@@ -29,7 +29,7 @@ def add(verb: AddVerb) -> None:
         "sweep", _sweep, "run every job of sweeps/NAME.yaml that is not finished", "lowbit sweep demo seed=1,2"
     )
     sweep.add_argument("name", help=SWEEP)
-    sweep.add_argument("overrides", nargs="*", help=OVERRIDES)
+    sweep.add_argument("overrides", nargs="*", default=[], help=OVERRIDES)
     add_options(sweep)
 
 

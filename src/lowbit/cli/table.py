@@ -41,7 +41,7 @@ def add(verb: AddVerb) -> None:
         "table", _table, "print the table of a sweep's runs", "lowbit table demo --format latex --out demo.tex"
     )
     table.add_argument("name", nargs="?", help=SWEEP)
-    table.add_argument("overrides", nargs="*", help="the overrides that the sweep was run with")
+    table.add_argument("overrides", nargs="*", default=[], help="the overrides that the sweep was run with")
     table.add_argument(
         "--runs",
         nargs="+",

@@ -31,7 +31,7 @@ def add(verb: AddVerb) -> None:
         "train", _train, "train and score one model, or several with -m", "lowbit train experiment=digits/ti_g seed=2"
     )
     train.add_argument("-m", "--multirun", action="store_true", help="run every combination of comma-separated values")
-    train.add_argument("overrides", nargs="*", help=OVERRIDES)
+    train.add_argument("overrides", nargs="*", default=[], help=OVERRIDES)
     add_options(train)
 
 

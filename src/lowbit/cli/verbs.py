@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from lowbit.config import compose as C
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, nearest
 from lowbit.config.schema import Config
+from lowbit.config.sources import file_problems
 from lowbit.config.validate import load
 from lowbit.execution.states import state_of_run
 from lowbit.results.found import Found, choose_runs
@@ -58,7 +59,8 @@ def jobs_of(overrides: list[str]) -> list[list[str]]:
     try:
         return C.expand(overrides if sweep is None else C.sweep_overrides(sweep, rest))
     except CONFIG_ERRORS as error:
-        raise ConfigError(check_overrides(overrides)[1] or [explain(error)]) from error
+        in_files = [problem for found in file_problems(overrides).values() for problem in found]
+        raise ConfigError(in_files or check_overrides(overrides)[1] or [explain(error)]) from error
 
 
 def check_jobs(jobs: list[list[str]]) -> list[tuple[DictConfig, Config]]:

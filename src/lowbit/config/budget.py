@@ -60,8 +60,10 @@ def stage_steps(stages: dict[str, StageConfig], budget: BudgetConfig, steps_per_
         resolved[name] = (total or 0) - sum(resolved.values())
     for name, steps in resolved.items():
         if steps < 1 and stages[name].steps != 0:  # 0 asks for no training: calibrate and evaluate
+            others = ", ".join(f"{other} {taken}" for other, taken in resolved.items() if other != name)
+            first = next((other for other in resolved if other != name), name)
             raise ValueError(
-                f"method.stages.{name} is left with {steps} of {total} steps: raise budget.steps (or budget.epochs), "
-                "or lower the other stages' steps"
+                f"method.stages.{name} is left with {steps} of {total} steps, since the other stages take {others}: "
+                f"raise budget.steps (or budget.epochs), or lower method.stages.{first}.steps"
             )
     return {name: resolved[name] for name in stages}

@@ -106,11 +106,18 @@ def compose(overrides: list[str]) -> DictConfig:
 
 
 def _expand_home(cfg: DictConfig) -> None:
-    """Replace a leading `~` of every path by the home folder."""
+    """Replace a leading `~` of every path by the home folder.
+
+    Raises:
+        ValueError: `~name`, and there is no such user.
+    """
     for key in PATHS:
         path = OmegaConf.select(cfg, key)
         if isinstance(path, str) and path.startswith("~"):
-            OmegaConf.update(cfg, key, os.path.expanduser(path))  # noqa: PTH111 - a hub name may not become a Path
+            found = os.path.expanduser(path)  # noqa: PTH111 - a hub name may not become a Path
+            if found.startswith("~"):
+                raise ValueError(f"{key}={path}: no home folder of such a user; write the whole path, or ./{path}")
+            OmegaConf.update(cfg, key, found)
 
 
 def quoted(overrides: Sequence[str]) -> list[str]:

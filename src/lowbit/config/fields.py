@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Any
 
 LIMIT = 2**63  # torch takes no larger integers
-_LONGEST = 200  # characters of a name; file systems allow 255 bytes of each folder's
+_LONGEST = 200  # bytes of a name; file systems allow 255 of each folder's
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
 _ENDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "above": ("greater than", operator.gt),
@@ -61,7 +61,7 @@ class Name:
     def problem(self, value: str) -> str | None:
         """Return what the name must be, None if it is."""
         parts = value.split("/")
-        fits = _NAME.fullmatch(value) and not {".", ".."} & {*parts} and len(value) <= _LONGEST
+        fits = _NAME.fullmatch(value) and not {".", ".."} & {*parts} and len(value.encode()) <= _LONGEST
         if fits and (self.slashes or len(parts) == 1):
             return None
         inside = "; a / only between two names" if self.slashes else ""

@@ -17,6 +17,7 @@ _QUANTIZATION: dict[str, Callable[[S.Config], bool]] = {
     "correction": lambda config: config.correction.kind is not S.CorrectionKind.none,
     "oscillation": lambda config: config.oscillation.track or config.oscillation.freeze,
 }
+_DRAWN = tuple(f"data.image.{name}" for name in ("scale", "flip", "color_jitter", "randaugment", "random_erasing"))
 _TRAINING = ("teacher.seed", "teacher.budget", "teacher.optimizer", "teacher.scheduler")
 
 
@@ -84,5 +85,7 @@ def _reasons(config: S.Config, key: str) -> Iterator[str]:
         yield f"no stage of method={method.name} has a narrow student"
     if key == "data.length_grouped" and config.data.kind not in S.TEXT:
         yield f"data={config.data.name} holds images"
+    if key in _DRAWN and not config.data.augment:
+        yield "data.augment=false: training images are cut as those of the evaluation"
     if key == "data.num_crops" and config.data.soft_labels is None:
         yield "data.soft_labels=null: whole images are trained on"

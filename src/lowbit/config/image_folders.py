@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,6 +54,18 @@ def first_folder(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder below one, links followed, with the names of its files; none twice."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, found in os.walk(folder, followlinks=True):
+        status = os.stat(place)  # noqa: PTH116 - as below
+        if (identity := (status.st_dev, status.st_ino)) in seen:
+            folders.clear()  # a link back to where it lies
+            continue
+        seen.add(identity)
+        yield place, found
+
+
 @lru_cache(maxsize=8)
 def _list(folder: Path, stamps: tuple[tuple[str, int], ...]) -> Listing:
     files: list[str] = []
@@ -61,7 +73,7 @@ def _list(folder: Path, stamps: tuple[tuple[str, int], ...]) -> Listing:
     total, digest = 0, hashlib.sha256()
     for name, _ in stamps:
         before = len(files)
-        for place, _, found in sorted(os.walk(folder / name, followlinks=True)):
+        for place, found in sorted(_walk(folder / name)):
             inside = os.path.relpath(place, folder)
             for file in sorted(found):
                 if file.lower().endswith(EXTENSIONS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,13 @@ from omegaconf.errors import OmegaConfBaseException
 from lowbit.config import compose as C
 
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+
+
+_FOLDERS = {
+    "data": "data=image_folder data.dir=",
+    "model": "model=hf model.path=",
+    "teacher": "teacher=path teacher.path=",
+}
 
 
 class ConfigError(Exception):
@@ -110,7 +118,10 @@ def _group_problem(override: Override, groups: dict[str, list[str]]) -> str | No
     if not isinstance(value, str) or value in groups[group]:
         return None
     options = ", ".join(groups[group])
-    return f"{group}={value}: no such choice. {nearest(value, groups[group])}Allowed: {options}"
+    hint = nearest(value, groups[group])
+    if group in _FOLDERS and os.path.isdir(value):  # noqa: PTH112 - whatever was typed
+        hint = f"For a folder: {_FOLDERS[group]}{value}. "
+    return f"{group}={value}: no such choice. {hint}Allowed: {options}"
 
 
 def _take_composing(texts: list[str], good: list[str]) -> list[str]:
@@ -133,7 +144,8 @@ def _composition_problem(text: str, good: list[str], error: BaseException) -> st
     message = explain(error)
     if re.search(r"not in struct|not in '\w+'|Could not override", f"{message} {error}"):
         return _unknown_key(text, good) or f"{text}: {message}"
-    return f"{text}: {message}"
+    key = text.lstrip("+").partition("=")[0]
+    return message if message.startswith(f"{key}=") else f"{text}: {message}"
 
 
 def _unknown_key(text: str, good: list[str]) -> str | None:

@@ -62,7 +62,8 @@ def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, 
     problems += [*unknown_keys(cfg), *unused_files(good)]
     try:
         config = C.to_config(cfg)
-        problems += problems_of(config, good, labelling=labelling)
+        found = problems_of(config, good, labelling=labelling)
+        problems += _of_what_was_asked_for(found, good, [text for text in overrides if text not in good])
     except OmegaConfBaseException as error:
         problems += [f"{key}: no value; set it, for example {key}=..." for key in _missing(cfg)] or (
             _located([explain(error)], good)
@@ -70,6 +71,16 @@ def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, 
     if problems:
         raise ConfigError(problems)
     return cfg, config
+
+
+def _of_what_was_asked_for(problems: list[str], good: list[str], refused: list[str]) -> list[str]:
+    """Leave out problems of the choices and values that stand in for refused ones: nobody has asked for those."""
+    keys = {text.lstrip("+").partition("=")[0] for text in refused}
+    if "experiment" in keys:  # nothing is known of what the rest is meant for
+        given = tuple(text.lstrip("+") for text in good)
+        return [problem for problem in problems if problem.startswith(given) and "has no effect" not in problem]
+    stands_in = [rf"^{re.escape(key)}[=:]" if "." in key else rf"\b{re.escape(key)}[.=]" for key in keys]
+    return [problem for problem in problems if not any(re.search(pattern, problem) for pattern in stands_in)]
 
 
 def problems_of(config: S.Config, overrides: list[str], *, labelling: bool = False) -> list[str]:
@@ -163,7 +174,8 @@ def _data_name(data: S.DataConfig) -> Iterator[str]:
 def _model(data: S.DataConfig, model: S.ModelConfig) -> Iterator[str]:
     is_text = data.kind in S.TEXT
     if is_text and model.kind in _IMAGE_MODELS:
-        yield f"model={model.name} reads images, data={data.name} is text: use model=bert_micro, minilm or hf"
+        fitting = "bert_micro" if data.kind is S.DataKind.agreement else "minilm or hf"
+        yield f"model={model.name} reads images, data={data.name} is text: use model={fitting}"
     if not is_text and data.tokenizer is S.TokenizerKind.model:
         yield f"data.tokenizer=model: data={data.name} holds images; leave it out"
     if not is_text and model.kind is S.ModelKind.bert:

@@ -16,8 +16,9 @@ from lowbit.data.fkd_import import fkd_name
 # EPS, which PIL hands to Ghostscript, a program of its own.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # What decides which files can be decoded; the number counts changes of `as_rgb`.
-DECODER = (PIL.__version__, 2)
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
+DECODER = (PIL.__version__, 3)
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 _UNBOUNDED = {"I": "signed or 32-bit integers", "F": "floats"}
 
 
@@ -55,14 +56,17 @@ def as_rgb(image: Any) -> Any:
     from PIL import Image
 
     largest = _largest(image)
+    unbounded = _UNBOUNDED.get(image.mode) if largest is None else None
+    if unbounded is None and image.format == "TIFF" and _SIGNED in image.tag_v2.get(_SAMPLE_FORMAT, ()):
+        unbounded = "signed integers"
+    if unbounded is not None:
+        raise ValueError(
+            f"holds {unbounded} (mode {image.mode}), which have no largest value to scale by; "
+            "convert it to 8 or 16 bits"
+        )
     if largest is not None:
         pixels = np.rint(np.asarray(image, np.float32) * (255 / largest)).astype(np.uint8)
         image = Image.fromarray(255 - pixels if _is_inverted(image) else pixels)
-    elif image.mode in _UNBOUNDED:
-        raise ValueError(
-            f"holds {_UNBOUNDED[image.mode]} (mode {image.mode}), which have no largest value to scale by; "
-            "convert it to 8 or 16 bits"
-        )
     elif image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # else PIL warns of a palette with transparency
     return image.convert("RGB")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def label_order(source: str, theirs: Mapping[int, str] | None, info: DataInfo) -
     names = [theirs[index] for index in sorted(theirs)] if theirs else []
     if not (len(names) == len(info.labels) == info.num_labels):
         return None
-    for spelled in (str, _plain):
+    for spelled in (_composed, _plain):
         found, wanted = [*map(spelled, names)], [*map(spelled, info.labels)]
         if set(found) == set(wanted) and len(set(found)) == len(found):
             return None if found == wanted else [found.index(name) for name in wanted]
@@ -130,8 +131,13 @@ def _numbers(names: Sequence[str]) -> list[int] | None:
     return None if None in found else [int(number[1]) for number in found if number]
 
 
+def _composed(name: str) -> str:
+    """Return a name with one spelling of each accented letter: file systems do not agree on it."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "_", name.strip().lower())
+    return re.sub(r"[\W_]+", "_", _composed(name).strip().lower())
 
 
 def _listed(names: Sequence[str]) -> str:

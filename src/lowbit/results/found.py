@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.config.identity import NOT_IDENTITY
+from lowbit.config.problems import nearest
 from lowbit.results.compare import flat
 from lowbit.results.rows import Cell, get
 from lowbit.results.run_file import RUN_FILE, finished_run
@@ -20,6 +21,7 @@ COLUMNS = ("id", "name", "method", "data", "bits", "seed", "score", "state", "wh
 _ID = re.compile("[0-9a-f]{12}")
 # What names a choice comes first, so that a row is called by it and not by what follows from it.
 _NAMES = ("data.name", "model.name", "method.name", "quantizer.name", "estimator.name", "correction.name")
+_SHOWN = 8  # values in a message
 _NOT_LABELS = ("seed", *NOT_IDENTITY)
 
 
@@ -39,10 +41,12 @@ class Found:
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def value(self, key: str) -> str | None:
-        """Return the text of a column, or of a dotted key of the config; None where there is none."""
+        """Return the text of a column, of a dotted key of the config, or of a choice's name; None if there is none."""
         if key in COLUMNS:
             return self.facts.get(key)
         found = get(self.run["config"], key) if self.run is not None else None
+        if isinstance(found, dict):  # a group
+            found = found.get("name", found.get("kind"))
         return None if found is None else str(found)
 
 
@@ -54,11 +58,35 @@ def choose_runs(outputs: Path, words: Sequence[str], state_of: Callable[[Path], 
     """
     every = [_found(folder, outputs / "runs", state_of) for folder in _folders(outputs / "runs")]
     found = [one for one in every if is_chosen(one, words)]
-    if every and not found:
-        alone = [word for word in words if not any(is_chosen(one, [word]) for one in every)]
-        told = f"no run has {', '.join(alone)}" if alone else "no run meets all of them"
-        raise ValueError(f"{' '.join(words)}: {told}. Keys are {', '.join(COLUMNS)} and those of the config")
+    known = {*COLUMNS, *(key for one in every if one.run is not None for key in _keys(one.run["config"]))}
+    unknown = [key for key, equals, _ in (word.partition("=") for word in words) if equals and key not in known]
+    if every and (unknown or not found):
+        raise ValueError(f"{' '.join(words)}: {_why(every, words, unknown, known)}")
     return sorted(found, key=lambda one: one.facts["when"])
+
+
+def _why(every: Sequence[Found], words: Sequence[str], unknown: Sequence[str], known: Iterable[str]) -> str:
+    """Say why no run is chosen."""
+    if unknown:
+        hint = nearest(unknown[0], known)
+        return (
+            f"no finished run has the key {unknown[0]!r}. {hint}Keys are {', '.join(COLUMNS)} and those of the config"
+        )
+    told = "no run meets all of them"
+    for word in words:
+        if not any(is_chosen(one, [word]) for one in every):
+            key, equals, _ = word.partition("=")
+            values = sorted({value for one in every if (value := one.value(key)) is not None}) if equals else []
+            told = f"no run has {word}" + (f"; {key} is {', '.join(values[:_SHOWN])}" if values else "")
+    damaged = sum(bool(one.damage) for one in every)
+    return told + (f". {damaged} runs are damaged: lowbit ls runs --filter state=damaged" if damaged else "")
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
 
 
 def _folders(runs: Path) -> Iterator[Path]:

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 import torch
 
 from lowbit.config.budget import check_batch, epoch_steps
-from lowbit.config.schema import Config
+from lowbit.config.schema import Config, ModelKind
 from lowbit.data import data_info
 from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_recipe
 from lowbit.training.setup import check_soft_labels, make_datamodule
+
+_PATCHES = 1024  # more of them take seconds a step
 
 
 def preview(config: Config) -> Iterator[str]:
@@ -43,4 +45,11 @@ def preview(config: Config) -> Iterator[str]:
             instrument = prepare(build_model(config.model, info, config.seed), rules)
     yield from instrument.resolved.report
     size = model_size(instrument)
+    side, patch = info.image_size or 0, config.model.patch_size
+    patches = (side // patch) ** 2
+    if config.model.kind in (ModelKind.vit, ModelKind.timm_vit) and patches > _PATCHES:
+        yield (
+            f"note: model.patch_size={patch} makes {patches:,} patches of {side}x{side} pixels, and attention takes "
+            "their square: set model.patch_size=16, or a smaller data.image.size"
+        )
     yield f"size {size.simulated_bytes / 1e6:.3f} MB, {size.compression:.1f}x smaller, bits {size.bits}"

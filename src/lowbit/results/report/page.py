@@ -156,7 +156,8 @@ def _error(site: SiteFacts | None, highest: float) -> str:
 def _weights(report: Report) -> list[str]:
     facts = report.facts.get(report.chosen)
     if facts is None or not facts.histograms:
-        return _paragraphs([report.note or "No finished run has quantized weights here."])
+        reason = f"{report.chosen}: {facts.note}" if facts is not None and facts.note else ""
+        return _paragraphs([report.note or reason or f"{report.chosen} has no quantized weights."])
     text = (
         f"{report.chosen}: the latent weights that training moves, and the values that the network computes with; "
         "common bins, heights as the square root of the share, each to its own scale."
