@@ -144,12 +144,12 @@ class Verbs:
             "report": self._call("report", *both, "--out", str(page), page=page),
         }
 
-    def follow(self, text: str) -> None:
-        """Do what a message says besides running the command again."""
+    def follow(self, text: str, run: Path) -> None:
+        """Do what a message says of a run, besides running its command again."""
         other = re.search(r"Delete (OUTPUTS/\S+) and run", text)
         named = re.search(r"(OUTPUTS/\S+) (is|holds|lacks|has) .*Delete that file", text)
         for found in (other, named):
-            if found is not None:
+            if found is not None and run in Path(found[1].removeprefix("OUTPUTS/")).parents:
                 (self.outputs / found[1].removeprefix("OUTPUTS/")).unlink(missing_ok=True)
 
 
@@ -188,7 +188,7 @@ def problems(verbs: Verbs, file: Path, seed: int, run: Path, shown: dict[str, st
         if verb == "dry run" and line_of(seed, text) == line_of(seed, shown[verb]) and text != shown[verb]:
             yield f"another job is shown differently: {text}"
     for _ in range(3):
-        verbs.follow(told)
+        verbs.follow(told, run)
         told = verbs.resume(seed)
         if told.startswith("exit code 0"):
             break
@@ -200,8 +200,10 @@ def problems(verbs: Verbs, file: Path, seed: int, run: Path, shown: dict[str, st
     different = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
     if different:
         yield f"afterwards not as in the straight run: {different}"
-    if others(outputs, run) != before:
-        yield "another run has changed"
+    after = others(outputs, run)
+    changed = [str(path) for path in after.keys() | before.keys() if after.get(path) != before.get(path)]
+    if changed:
+        yield f"files of another run have changed: {changed}"
 
 
 def line_of(seed: int, plan: str) -> str:
