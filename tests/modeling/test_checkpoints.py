@@ -244,6 +244,13 @@ def test_labels_meet_by_name(theirs: list[str], ours: tuple[str, ...], order: li
         assert label_order("m", dict(enumerate(theirs)), info) == order
 
 
+def test_images_of_another_size_than_the_model_takes_are_refused(tmp_path: Path):
+    ViTForImageClassification(VIT).save_pretrained(tmp_path)
+    other = replace(IMAGES, image_size=2 * VIT.image_size)
+    with pytest.raises(ValueError, match=rf"images of {2 * VIT.image_size} pixels that its preprocessor_config"):
+        build_model(config(tmp_path), other, seed=1)
+
+
 @pytest.mark.parametrize("encoder_alone", [True, False])
 def test_layers_that_the_config_lacks_are_refused(encoder_alone: bool, tmp_path: Path):
     (BertModel(CONFIG) if encoder_alone else BertForSequenceClassification(CONFIG)).save_pretrained(tmp_path)

@@ -166,6 +166,7 @@ def _hf(config: ModelConfig, info: DataInfo, origin: Origin, described: Any = No
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             plan = auto.from_config(described, dtype=torch.float32, **NO_CODE)
     _check_family(where, plan)
+    _check_size(where, plan, info)
     if _on_meta():
         return plan  # type: ignore[no-any-return]
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # we say what does not fit
@@ -178,6 +179,20 @@ def _hf(config: ModelConfig, info: DataInfo, origin: Origin, described: Any = No
     if not loading["missing_keys"]:
         _order_head(where, model, described.id2label, info)
     return model  # type: ignore[no-any-return]
+
+
+def _check_size(where: str, plan: nn.Module, info: DataInfo) -> None:
+    """Send an image of the size of the data through a model without weights, as no library compares the two."""
+    if info.image_size is None:
+        return
+    try:
+        plan(pixel_values=torch.empty(1, info.channels or 3, info.image_size, info.image_size, device="meta"))
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"{where}: it does not take the images of {info.image_size} pixels that its preprocessor_config.json, or "
+            f"data={info.name}, makes ({reason}); correct the size there, or image_size in its config.json"
+        ) from error
 
 
 def _hide_loading_bar() -> None:
