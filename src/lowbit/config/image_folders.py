@@ -60,8 +60,9 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     for place, folders, found in os.walk(folder, followlinks=True):
         status = os.stat(place)  # noqa: PTH116 - as below
         if (identity := (status.st_dev, status.st_ino)) in seen:
-            folders.clear()  # a link back to where it lies
+            folders.clear()  # a link back to where it lies, or to a folder that counts already
             continue
+        folders.sort()  # which of them counts may not depend on the file system
         seen.add(identity)
         yield place, found
 
