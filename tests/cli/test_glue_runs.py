@@ -35,7 +35,12 @@ def command(tiny_bert: Path, glue: Path, outputs: Path) -> Command:
     return build
 
 
-@pytest.mark.parametrize("task", [task.name for task in GlueTask])
+FAST = ("cola", "stsb", "mrpc", "mnli")  # one of each score, and two evaluation sets
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task.name, marks=() if task.name in FAST else pytest.mark.slow) for task in GlueTask]
+)
 def test_every_task_trains_and_is_scored(task: str, command: Command, outputs: Path, runs_in):
     before = runs_in(outputs)
     assert main(command(task)) == 0

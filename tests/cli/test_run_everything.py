@@ -68,6 +68,8 @@ def is_repeated(overrides: list[str]) -> bool:
     """Whether an experiment trains the last choice too, or tests/methods or the rows of CoLA the experiment."""
     if overrides in OTHERS:
         return overrides == OTHERS[2]
+    if overrides[0] == "method=ti_m" and overrides[2] not in ("estimator=ewgs", "correction=dampening"):
+        return True  # the others on small models: tests/training/test_quantized_training.py
     if overrides in [[f"experiment=digits/{method}"] for method in METHODS]:
         return True
     if overrides[0].startswith("experiment=glue/"):

@@ -29,7 +29,12 @@ def command(tiny_bert: Path, xglue: Path, outputs: Path) -> Command:
     return build
 
 
-@pytest.mark.parametrize("task", [task.name for task in XglueTask])
+FAST = ("ner", "wpr", "pawsx")  # one of each score
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(task.name, marks=() if task.name in FAST else pytest.mark.slow) for task in XglueTask]
+)
 def test_every_task_trains_and_is_scored_in_every_language(task: str, command: Command, outputs: Path, runs_in, capsys):
     before = runs_in(outputs)
     assert main(command(task, *METHODS.get(task, ["method=finetune"]))) == 0

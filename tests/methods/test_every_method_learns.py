@@ -111,19 +111,13 @@ def stages_of(method: str) -> list[str]:
     return [*C.to_config(C.compose([f"method={method}"])).method.stages]
 
 
-# Variants of other methods' losses, and those of several stages: on one kind of model in the fast tests.
-ONCE = [
-    method
-    for method in METHODS
-    if method.endswith(("_figure", "_development", "_layers", "_inverted", "_stochastic"))
-    or method in ("binarybert", "bit_chain", "sdq_ipq")
-]
+TWICE = ("ternarybert", "ti_g", "sdq", "bit")  # on text as well in the fast tests
 
 
 @pytest.mark.parametrize(
     ("method", "data"),
     [
-        pytest.param(method, data, marks=pytest.mark.slow if method in ONCE and data == "agreement" else ())
+        pytest.param(method, data, marks=pytest.mark.slow if method not in TWICE and data == "agreement" else ())
         for method in METHODS
         for data in DATA
     ],

@@ -166,7 +166,10 @@ def test_half_precision_is_float32_rounded_once(name: str, dtype: torch.dtype):
         assert torch.equal(a, b.to(a.dtype))
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("twn_ternarize", "lsq", "seq") else pytest.mark.slow) for name in CASES],
+)
 def test_the_compiled_function_is_one_graph_and_equals_eager(name: str):
     case, x = CASES[name], gaussian()
     torch._dynamo.reset()

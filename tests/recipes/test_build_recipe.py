@@ -51,7 +51,7 @@ def test_steps_of_stages(budget: dict, stages: dict, expected: list[int]):
         ({}, {"a": {}}, r"stages\.a needs a total: set budget\.steps=N or budget\.epochs=N"),
         ({}, {"a": {"fraction": 0.5}}, r"stages\.a needs a total"),
         ({"steps": 9}, {"a": {}, "b": {}}, "stages a and b both take the rest"),
-        ({"steps": 60}, {"a": {"steps": 60}, "b": {}}, r"stages\.b is left with 0 of 60 steps: raise budget\.steps"),
+        ({"steps": 60}, {"a": {"steps": 60}, "b": {}}, r"stages\.b is left with 0 of 60 steps, .* take a 60"),
         ({"steps": 5}, {"a": {"fraction": 0.01}, "b": {}}, r"stages\.a is left with 0 of 5 steps"),
     ],
 )

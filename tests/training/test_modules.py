@@ -133,7 +133,8 @@ def test_a_checkpoint_never_holds_weights_that_are_not_finite(tmp_path: Path) ->
 def test_a_torn_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT).write_bytes(b"half a file")
     with pytest.raises(
-        ValueError, match=r"last\.ckpt cannot be read .*kept as last\.ckpt\.damaged\. Run the same comm"
+        ValueError,
+        match=r"last\.ckpt is cut off or no checkpoint; it is kept as last\.ckpt\.damaged\. Run the same comm",
     ):
         checkpointed_step(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt.damaged"]
