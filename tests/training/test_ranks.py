@@ -22,7 +22,7 @@ from lowbit.data.shares import Share, take_weights
 from lowbit.recipes import build_recipe
 from lowbit.training.modules import DistillationModule
 from lowbit.training.quantization import calibrate_student
-from lowbit.training.ranks import Ranks, is_leader, is_several, led, mean_over_ranks
+from lowbit.training.ranks import Ranks, call_on_leader, is_leader, is_several, mean_over_ranks
 from lowbit.training.setup import make_datamodule, make_instrument, make_metric, make_model
 
 TINY = tuple(word for word in TINY_TI if not word.startswith("method"))
@@ -113,7 +113,7 @@ def test_one_process_leads_itself():
     assert ranks.leads
     assert is_leader()
     assert not is_several(config)
-    assert led(lambda: 3) == 3
+    assert call_on_leader(lambda: 3) == 3
     values = torch.ones(2)
     assert mean_over_ranks(values) is values
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from lowbit import __version__
 from lowbit.cli import ablate, bench, compare, configs, fetch, report, search, softlabels, sweep, sync, table, train
-from lowbit.cli.verbs import told
+from lowbit.cli.verbs import describe_error
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError
 from lowbit.execution.parent import follow_parent
 from lowbit.execution.process import use_own_temporary_folder
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_own_temporary_folder()
     try:
         code = int(args.run(args) or 0)
-        sys.stdout.flush()  # here, since nobody could catch what happens to it at exit
+        sys.stdout.flush()  # here: an error at exit could not be caught
         return code
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # as a shell says of a program that SIGPIPE has ended
     except (*CONFIG_ERRORS, OSError) as error:
-        print(told(error), file=sys.stderr)
+        print(describe_error(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lowbit.cli.verbs import AddVerb, told
+from lowbit.cli.verbs import AddVerb, describe_error
 from lowbit.config import compose as C
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain
 
@@ -35,7 +35,7 @@ def _fetch(args: argparse.Namespace) -> int:
         for line in fetch(config, parts):
             print(line, flush=True)
     except ValueError as error:
-        print(told(error), file=sys.stderr)
+        print(describe_error(error), file=sys.stderr)
         return 1
     return 0
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowbit.cli.verbs import told
+from lowbit.cli.verbs import describe_error
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError
@@ -124,7 +124,7 @@ class InProcess:
             code = 1
             job.folder.mkdir(parents=True, exist_ok=True)
             with job.log.open("a", encoding="utf-8") as log:
-                log.write(f"$ {job.command}\n{told(error)}\n")
+                log.write(f"$ {job.command}\n{describe_error(error)}\n")
         finally:
             del self.running[job.run_id]
         self._ended.append((job, code))
@@ -162,7 +162,7 @@ def hydra_multirun(overrides: list[str], jobs: Sequence[Job]) -> int:
             return train(cfg, C.to_config(cfg))
         except Exception as error:
             run_id = identity.run_id(cfg)
-            failures[run_id] = f"{cfg.name}/{run_id}: {told(error)}"
+            failures[run_id] = f"{cfg.name}/{run_id}: {describe_error(error)}"
             print(f"FAILED {failures[run_id]}", file=sys.stderr)
             return None
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from lowbit.cli.verbs import OVERRIDES, AddVerb, told
+from lowbit.cli.verbs import OVERRIDES, AddVerb, describe_error
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 
@@ -50,7 +50,7 @@ def _softlabels(args: argparse.Namespace) -> int:
         else:
             print(write_soft_labels(*loaded, args.out, options))
     except NonFiniteError as error:  # of the teacher's training
-        print(told(error), file=sys.stderr)
+        print(describe_error(error), file=sys.stderr)
         return 1
     return 0
 

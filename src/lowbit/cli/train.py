@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from lowbit.cli.launchers import add_options
 from lowbit.cli.sweep import multirun
-from lowbit.cli.verbs import OVERRIDES, AddVerb, told
+from lowbit.cli.verbs import OVERRIDES, AddVerb, describe_error
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config import schema as S
@@ -61,7 +61,7 @@ def _train(args: argparse.Namespace) -> int:
     except Exception as error:
         if not isinstance(error, (ValueError, OSError, MemoryError)) and not hasattr(error, "__notes__"):
             raise  # a fault of lowbit, before there was a file for its traceback
-        print(told(error), file=sys.stderr)
+        print(describe_error(error), file=sys.stderr)
         return 1
     return 0
 

@@ -30,7 +30,7 @@ class AddVerb(Protocol):
         """Return the verb's own parser, for its arguments."""
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error for people: its text, and where the traceback is."""
     kind = "" if isinstance(error, (*CONFIG_ERRORS, OSError, ConfigError)) else f"{type(error).__name__}: "
     return "\n".join([f"error: {kind}{explain(error)}", *getattr(error, "__notes__", [])])

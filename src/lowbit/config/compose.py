@@ -172,7 +172,7 @@ def expand(overrides: list[str]) -> list[list[str]]:
     for override in OverridesParser.create().parse_overrides(quoted(overrides)):
         key = override.get_key_element()
         if override.is_interval_sweep():
-            raise ValueError(f"{override.input_line}: nobody can list an interval's values; use `lowbit search`")
+            raise ValueError(f"{override.input_line}: the values of an interval cannot be listed; use `lowbit search`")
         if override.is_sweep_override():
             axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         else:

@@ -39,4 +39,4 @@ def _stages(config: S.Config, depths: list[int]) -> Iterator[str]:
         yield f"method.embedding_target={target}: {why}; allowed are layers of the first, 0 to {depths[0] - 1}"
     for name, stage in method.stages.items():
         if stage.student is S.StudentInit.narrow:
-            yield f"method.stages.{name}.student=narrow: {why}; nobody says how to halve it: choose another method"
+            yield f"method.stages.{name}.student=narrow: {why}; there is no rule for halving it: choose another method"

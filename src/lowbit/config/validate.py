@@ -74,7 +74,7 @@ def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, 
 
 
 def _of_what_was_asked_for(problems: list[str], good: list[str], refused: list[str]) -> list[str]:
-    """Leave out problems of the choices and values that stand in for refused ones: nobody has asked for those."""
+    """Leave out problems of the choices and values that stand in for refused ones: those were not asked for."""
     keys = {text.lstrip("+").partition("=")[0] for text in refused}
     if "experiment" in keys:  # nothing is known of what the rest is meant for
         given = tuple(text.lstrip("+") for text in good)

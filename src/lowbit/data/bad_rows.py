@@ -12,7 +12,7 @@ from lowbit.data.cache import Tensors, cached
 _SHOWN = 5
 
 
-def told(bad: Sequence[str]) -> str:
+def list_bad_rows(bad: Sequence[str]) -> str:
     """Return how many bad rows there are, and the first of them; nothing if there are none."""
     if not bad:
         return ""
@@ -34,7 +34,9 @@ def text_problem(name: str, text: object) -> str | None:
 
 def bad_rows_problem(bad: Sequence[str]) -> str:
     """Return what a user is told of bad rows under `on_bad_row=error`."""
-    return f"{told(bad)}\n    Correct them, or set data.on_bad_row=skip to leave them out of training and scores."
+    return (
+        f"{list_bad_rows(bad)}\n    Correct them, or set data.on_bad_row=skip to leave them out of training and scores."
+    )
 
 
 def check_rows(config: DataConfig, bad: Sequence[str], usable: int, nothing: str) -> None:
@@ -42,7 +44,7 @@ def check_rows(config: DataConfig, bad: Sequence[str], usable: int, nothing: str
     if bad and config.on_bad_row is OnBadRow.error:
         raise ValueError(bad_rows_problem(bad))
     if not usable:
-        raise ValueError(f"data={config.name}: {nothing}. {told(bad)}".rstrip())
+        raise ValueError(f"data={config.name}: {nothing}. {list_bad_rows(bad)}".rstrip())
 
 
 def check_labels_differ(config: DataConfig, labels: Iterable[float], names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from lowbit.config.data_files import limit_rows
 from lowbit.config.glue_files import description, digest, find_split, train_rows
 from lowbit.config.glue_tasks import REVISION, TRAIN, SplitName
 from lowbit.config.schema import DataConfig, OnBadRow
-from lowbit.data.bad_rows import cached_tokens, check_labels_differ, told
+from lowbit.data.bad_rows import cached_tokens, check_labels_differ, list_bad_rows
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.glue_rows import read_rows
 from lowbit.data.info import DataInfo
@@ -80,7 +80,7 @@ def _tokenized(config: DataConfig, tokenizer: Any, split: SplitName) -> Tensors:
     rows = read_rows(config, split)
     print(f"tokenizing {config.name} {split.split}: {len(rows)} rows", flush=True)
     if rows.bad:
-        print(f"  {told(rows.bad)}", flush=True)
+        print(f"  {list_bad_rows(rows.bad)}", flush=True)
     tokens = tokenize(tokenizer, rows.texts, config.max_length)
     number = torch.int64 if description(config).labels else torch.float32
     return {

@@ -25,7 +25,7 @@ from lowbit.config.image_files import (
 )
 from lowbit.config.image_folders import Listing
 from lowbit.config.schema import DataConfig, DataKind, OnBadRow
-from lowbit.data.bad_rows import bad_rows_problem, check_rows, told
+from lowbit.data.bad_rows import bad_rows_problem, check_rows, list_bad_rows
 from lowbit.data.cache import Tensors, cached, content_key
 from lowbit.data.hub import OutOfReachError
 from lowbit.data.image_source import DECODER, FileImages, ImageSource, PixelImages, UnreadableImageError
@@ -207,7 +207,7 @@ def _check_readable(config: DataConfig, found: Folders, cache: Path | None) -> S
         suspects = dict.fromkeys(sources, torch.empty(0, dtype=torch.int64))
     bad, val = still_bad(suspects)
     if bad:
-        warnings.warn(f"data={config.name}: {told(bad)}", stacklevel=2)
+        warnings.warn(f"data={config.name}: {list_bad_rows(bad)}", stacklevel=2)
     return val
 
 

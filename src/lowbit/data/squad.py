@@ -16,7 +16,7 @@ import torch
 from lowbit.config.data_files import file_digest, limit_rows
 from lowbit.config.schema import DataConfig
 from lowbit.config.squad_files import Part, squad_description, squad_file, train_questions
-from lowbit.data.bad_rows import cached_tokens, told
+from lowbit.data.bad_rows import cached_tokens, list_bad_rows
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.info import DataInfo
 from lowbit.data.spans import SpanAnswers, SpanSplit
@@ -84,7 +84,7 @@ def _tokenized(config: DataConfig, tokenizer: Any, part: Part) -> Tensors:
     rows = read_questions(config, part)
     print(f"tokenizing {config.name} {part}: {len(rows)} questions", flush=True)
     if rows.bad:
-        print(f"  {told(rows.bad)}", flush=True)
+        print(f"  {list_bad_rows(rows.bad)}", flush=True)
     windows = cut_windows(tokenizer, rows, _settings(config))
     return {
         "ids": windows.tokens.ids,

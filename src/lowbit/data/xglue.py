@@ -19,7 +19,7 @@ from lowbit.config.glue_files import digest
 from lowbit.config.schema import DataConfig, DataSource, OnBadRow
 from lowbit.config.xglue_files import evaluated_languages, find_part, xglue_description, xglue_train_rows
 from lowbit.config.xglue_tasks import REPOSITORY, REVISION, Part
-from lowbit.data.bad_rows import cached_tokens, check_labels_differ, told
+from lowbit.data.bad_rows import cached_tokens, check_labels_differ, list_bad_rows
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.info import DataInfo
 from lowbit.data.ranking import RankedSplit, numbered
@@ -118,7 +118,7 @@ def _tokenized(config: DataConfig, tokenizer: Any, part: Part, language: str) ->
     rows = (read_sentences if xglue_description(config).tags else read_texts)(config, part, language)
     print(f"tokenizing {config.name} {part} {language}: {len(rows)} rows", flush=True)
     if rows.bad:
-        print(f"  {told(rows.bad)}", flush=True)
+        print(f"  {list_bad_rows(rows.bad)}", flush=True)
     more: dict[str, Tensor] = {}
     if isinstance(rows, Sentences):
         tokens, labels, unlabelled = tokenize_words(tokenizer, rows.words, rows.tags, config.max_length)

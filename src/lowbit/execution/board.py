@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from lowbit.execution.estimate import Estimate, makespan, spoken
+from lowbit.execution.estimate import Estimate, format_duration, makespan
 from lowbit.execution.jobs import Job
 from lowbit.execution.states import State, damage, result, steps_done
 from lowbit.results.run_folder import read_progress
@@ -78,17 +78,19 @@ class Board:
             return Line(job, state.value, phase=damage(job.folder) or "")
         steps = steps_done(job.folder)
         phase = f"resumes after step {steps} or before" if steps else ""
-        return Line(job, state.value, phase=phase, left=spoken(self.estimate.left(job)))
+        return Line(job, state.value, phase=phase, left=format_duration(self.estimate.left(job)))
 
     def _running(self, job: Job) -> Line:
-        progress, left = read_progress(job.folder), spoken(self.estimate.left(job))
+        progress, left = read_progress(job.folder), format_duration(self.estimate.left(job))
         if progress is None and job.teacher is not None:
             progress = read_progress(job.teacher.with_name(f"{job.teacher.name}.partial"))
             if progress is not None:
                 return Line(job, "running", f"teacher, step {progress.step} of {progress.steps}", left=left)
         if progress is None:
             since = self._since.get(job.run_id)
-            return Line(job, "running", "" if since is None else f"for {spoken(time.monotonic() - since)}", left=left)
+            return Line(
+                job, "running", "" if since is None else f"for {format_duration(time.monotonic() - since)}", left=left
+            )
         metric = next((f"{name} {value:.4f}" for name, value in reversed(progress.values.items())), "")
         return Line(job, "running", f"{progress.phase}, step {progress.step} of {progress.steps}", metric, left)
 

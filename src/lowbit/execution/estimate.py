@@ -83,10 +83,10 @@ def makespan(seconds: Iterable[float], slots: int) -> float:
     return max(free)
 
 
-def spoken(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Return a duration for people.
 
-    >>> [spoken(s) for s in (None, 8.4, 95.0, 7300.0)]
+    >>> [format_duration(s) for s in (None, 8.4, 95.0, 7300.0)]
     ['-', '8 s', '2 min', '2.0 h']
     """
     if seconds is None:

@@ -19,7 +19,7 @@ from lowbit.execution.jobs import Job, invalid_job, one_job
 from lowbit.execution.pool import Launcher
 from lowbit.execution.space import Space
 from lowbit.execution.states import is_running, result
-from lowbit.execution.sweep import Failure, drive, judged, refused
+from lowbit.execution.sweep import Failure, collect_failures, drive, refused
 from lowbit.execution.views import View
 from lowbit.files import keep_copy, replacing
 
@@ -141,7 +141,7 @@ class Search:
         """
 
         def ended(job: Job, code: int, reason: str) -> None:
-            self.failures.extend(judged(job, code, view, reason))
+            self.failures.extend(collect_failures(job, code, view, reason))
             self._tell(job)
 
         view.begin([], {})

@@ -51,7 +51,7 @@ def run_sweep(jobs: Sequence[Job], launcher: Launcher, view: View) -> list[Failu
             yield job
 
     def ended(job: Job, code: int, reason: str) -> None:
-        failures.extend(judged(job, code, view, reason))
+        failures.extend(collect_failures(job, code, view, reason))
 
     view.begin(jobs, {**states, **{job.run_id: State.missing for job in pending if states[job.run_id] is State.failed}})
     drive(launcher, view, following, ended)
@@ -98,7 +98,7 @@ def drive(
             view.end()
 
 
-def judged(job: Job, code: int, view: View, reason: str = "") -> list[Failure]:
+def collect_failures(job: Job, code: int, view: View, reason: str = "") -> list[Failure]:
     """Show how a job ended; return its failure, if it is one, with the reason, which is else in its log."""
     state = state_of(job)
     if state in (State.done, State.running):  # running: another process was faster

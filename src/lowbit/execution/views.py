@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowbit.execution.board import Board, Line
-from lowbit.execution.estimate import spoken
+from lowbit.execution.estimate import format_duration
 from lowbit.execution.jobs import Job
 from lowbit.execution.states import State
 
@@ -166,12 +166,14 @@ def print_plan(jobs: Sequence[Job], states: Mapping[str, State], slots: int) -> 
     if left is None:
         print(f"{board.counts()}; no job has finished yet, so the time is not known")
     else:
-        print(f"{board.counts()}; about {spoken(left)} left, {at_once}, judged by {len(board.estimate)} finished")
+        print(
+            f"{board.counts()}; about {format_duration(left)} left, {at_once}, judged by {len(board.estimate)} finished"
+        )
 
 
 def _left(board: Board, slots: int) -> str:
     left = board.left(slots)
-    return f"about {spoken(left)} left" if left else ""
+    return f"about {format_duration(left)} left" if left else ""
 
 
 def _cells(line: Line) -> list[Text]:

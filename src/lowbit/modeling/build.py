@@ -23,7 +23,7 @@ from lowbit.modeling.weights import not_finite, read_weights
 
 _SMALL_IMAGE = 32  # pixels
 _TIMM_WITH_POSITIONS = ["vision_transformer", "deit"]  # timm's modules of models that add positions to patches
-# No file of a model is ever executed, and nobody is asked at a prompt whether it may be.
+# No file of a model is ever executed, and there is no prompt that asks whether it may be.
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 
 

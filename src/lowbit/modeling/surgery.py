@@ -87,7 +87,7 @@ def narrow(model: nn.Module, share: float = 0.5, keep: Keep = "largest") -> nn.M
 
     Raises:
         ValueError: a share outside (0, 1], an unknown `keep`, a prepared or split model, one whose layers form stages,
-            or a layer with parts whose width nobody here knows how to reduce.
+            or a layer with parts whose width cannot be reduced here.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share}: must be greater than 0 and at most 1")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """Tensors of one layer; a field that nobody asked for is None.
+    """Tensors of one layer; a field that was not asked for is None.
 
     In Swin attention runs inside windows: up to `attn_out`, B counts windows (those of image 0 first) and L the tokens
     of one, padding and cyclic shift included; from `attn_block` on, B counts images and L the tokens of a stage.

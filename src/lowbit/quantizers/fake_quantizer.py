@@ -211,7 +211,7 @@ class StatefulQuantizer(FakeQuantizer):
         self.mark_ready()
 
     def require_ready(self) -> None:
-        """Refuse to run on scales that nobody has set.
+        """Refuse to run on scales that have not been set.
 
         Raises:
             RuntimeError: not initialised.

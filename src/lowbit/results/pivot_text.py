@@ -11,7 +11,7 @@ from lowbit.results.pivot import Entry, Pivot
 from lowbit.results.scores import scale_of, std
 from lowbit.results.table import numbers_of
 from lowbit.results.terminal import print_grid
-from lowbit.results.text import EMPTY, damage_notes, judged, notes_on, origin, score_text
+from lowbit.results.text import EMPTY, damage_notes, describe_comparison, notes_on, origin, score_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,7 @@ def grid_of(table: Pivot) -> Grid:
             if not entry.values and entry.expected:
                 styles[len(lines) - 1, place] = "not-run"
         if any(entry.published for entry in entries):
-            told = [judged(entry.published, entry.comparison) for entry in entries]
+            told = [describe_comparison(entry.published, entry.comparison) for entry in entries]
             lines.append([_PUBLISHED, *(published for published, _, _ in told)])
             lines.append([_DIFFERENCE, *(_difference(difference, verdict) for _, difference, verdict in told)])
             for place, (_, _, verdict) in enumerate(told, 1):

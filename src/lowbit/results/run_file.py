@@ -54,7 +54,9 @@ def finished_run(run_dir: Path) -> tuple[dict[str, Any] | None, str]:
 
 def remedy(run_dir: Path) -> str:
     """Return what to do about a file of a finished run, or of its teacher, that is damaged or missing."""
-    return f"Delete {run_dir / RUN_FILE} and run its command again: it makes anew what is not whole."
+    return (
+        f"Delete {run_dir / RUN_FILE} and run its command again, twice if it says so: it makes anew what is not whole."
+    )
 
 
 def _message(path: Path, problem: str) -> str:

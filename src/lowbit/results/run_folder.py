@@ -112,7 +112,7 @@ def write_holder(folder: Path) -> None:
 
 
 def read_holder(folder: Path) -> Holder | None:
-    """Return who took the run's lock last, or None where nobody did or the record cannot be read."""
+    """Return who took the run's lock last, or None where it was never taken or the record cannot be read."""
     return _record(folder / HOLDER_FILE, Holder)
 
 

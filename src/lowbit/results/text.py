@@ -44,7 +44,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
             f"{TEACHER} {row.teacher_id}" if several and row.label == TEACHER else row.label,
             *([_spoken(row.metric) if row.metric else EMPTY] if mixed else []),
             score(row),
-            *(judged(row.published, row.comparison) if published else []),
+            *(describe_comparison(row.published, row.comparison) if published else []),
             row.bits or EMPTY,
             _significant(row.simulated_mb),
             EMPTY if row.compression is None else f"{row.compression:.1f}x",
@@ -56,7 +56,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
     ]
 
 
-def judged(published: Published | None, comparison: Comparison | None) -> list[str]:
+def describe_comparison(published: Published | None, comparison: Comparison | None) -> list[str]:
     """The published value, the difference to it and the verdict."""
     if comparison is None:
         return [EMPTY if published is None else str(published), EMPTY, EMPTY]

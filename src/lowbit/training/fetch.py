@@ -31,7 +31,7 @@ def fetch(config: Config, parts: tuple[str, ...]) -> Iterator[str]:
         yield _model(config.model)
     if "teacher" in parts and (config.teacher.source is TeacherSource.hub or config.teacher.model is not None):
         yield _model(teacher_model(config))
-    if "data" in parts:  # at last: images that nobody can fetch must not keep an experiment from its weights
+    if "data" in parts:  # at last: images that cannot be fetched must not keep an experiment from its weights
         yield from fetch_data(config.data)
 
 

@@ -72,20 +72,20 @@ class Ranks:
         return self._fabric is None or bool(self._fabric.global_rank == 0)
 
     def start(self) -> None:
-        """Let the others run the job with this process; they are started if nobody else has started them."""
+        """Let the others run the job with this process; they are started unless another launcher has."""
         if self._fabric is not None:
             self._connect()
-            led(lambda: True)
+            call_on_leader(lambda: True)
 
     def dismiss(self) -> None:
         """Let processes end that others have started and that wait for a job."""
         if self._connected:
-            led(lambda: False)
+            call_on_leader(lambda: False)
 
     def wait(self) -> bool:
         """Wait for the leader; return whether there is something to do."""
         self._connect()
-        return bool(led(lambda: False))
+        return bool(call_on_leader(lambda: False))
 
     def leave(self) -> None:
         """Take leave of the others, at the end of the run."""
@@ -100,7 +100,7 @@ class Ranks:
             self._connected = True
 
 
-def led(call: Callable[[], T]) -> T:
+def call_on_leader(call: Callable[[], T]) -> T:
     """Return on every rank what the call returns on the first one, which alone makes it; the others wait.
 
     For decisions that depend on files, which change while the ranks look, and for writing them.

@@ -50,7 +50,7 @@ from lowbit.training.handover import Student, take_over, take_over_halves
 from lowbit.training.loggers import MetricsFile, build_loggers
 from lowbit.training.modules import DistillationModule, FinetuneModule
 from lowbit.training.preview import preview
-from lowbit.training.ranks import Ranks, is_leader, led
+from lowbit.training.ranks import Ranks, call_on_leader, is_leader
 from lowbit.training.setup import (
     check_data,
     check_soft_labels,
@@ -264,13 +264,13 @@ def _execute(job: Job) -> dict[str, Any]:
         "steps": recipe.steps,
         "seconds": sum(record.seconds for record in records),
         "stages": [record.as_dict() for record in records],
-        "files": led(lambda: {METRICS_FILE: sha256_of(job.folder / METRICS_FILE)}),
+        "files": call_on_leader(lambda: {METRICS_FILE: sha256_of(job.folder / METRICS_FILE)}),
         "seeds": {"run": config.seed, "teacher": config.teacher.seed, "split": config.data.split_seed},
         "started": started,
         "finished": _now(),
         **environment(config.trainer.accelerator),
     }
-    led(lambda: write_json(job.folder / RUN_FILE, result))
+    call_on_leader(lambda: write_json(job.folder / RUN_FILE, result))
     show_result(loggers, result, instrument, job.folder, figures=config.logger.figures)
     return result
 
@@ -288,7 +288,7 @@ def _run_stage(
     previous = list(students.values())[-1] if students else None
     with config_errors():  # surgery that this family does not allow
         student = initial_student(job.config, stage, previous, teacher, data)
-    record = led(lambda: finished_stage(folder))
+    record = call_on_leader(lambda: finished_stage(folder))
     if record is not None:
         load_weights(student, folder / WEIGHTS)
         print(f"  stage {stage.name}: finished before", flush=True)
@@ -296,7 +296,7 @@ def _run_stage(
             if isinstance(logger, MetricsFile):
                 logger.take_up(rows_of_stage(folder, record))
         return Student(student, load_quantizer_state(folder), stage.rules), record
-    resumed = led(lambda: checkpointed_step(folder)) > 0
+    resumed = call_on_leader(lambda: checkpointed_step(folder)) > 0
     same = previous is not None and stage.student == "previous" and previous.rules == stage.rules
     instrument = make_instrument(student, stage.rules, initialize=not resumed and not same)
     if previous is not None and not resumed:

@@ -27,7 +27,7 @@ from lowbit.training.heartbeat import Heartbeat
 from lowbit.training.loggers import MetricsFile, Staged
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.quantization import calibrate_student
-from lowbit.training.ranks import is_leader, led, strategy_of
+from lowbit.training.ranks import call_on_leader, is_leader, strategy_of
 
 WEIGHTS = "model.safetensors"
 QUANTIZERS = "quantizers.safetensors"
@@ -207,7 +207,7 @@ def fit_stage(
     callbacks, timer = stage_callbacks(config, stage, folder)
     trainer = build_trainer(config, stage.steps, callbacks, loggers)
     checkpoint = folder / CHECKPOINT
-    resumed = led(lambda: checkpointed_step(folder))
+    resumed = call_on_leader(lambda: checkpointed_step(folder))
     if not resumed:
         calibrate_student(module.instrument, data, stage)
     for logger in loggers:
@@ -226,7 +226,7 @@ def fit_stage(
     check_weights(module.student.state_dict(), stage)
     metrics = evaluate(trainer, module, data, "validate")
     record = StageRecord(stage.name, stage.steps, timer.seconds, metrics)
-    return led(lambda: _finish_stage(module.instrument, record, folder, loggers))
+    return call_on_leader(lambda: _finish_stage(module.instrument, record, folder, loggers))
 
 
 def _finish_stage(student: Instrument, record: StageRecord, folder: Path, loggers: list[Logger]) -> StageRecord:

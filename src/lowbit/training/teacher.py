@@ -25,7 +25,7 @@ from lowbit.results.run_file import missing_of_teacher
 from lowbit.results.run_folder import StageRecord
 from lowbit.training.loggers import build_loggers
 from lowbit.training.modules import FinetuneModule
-from lowbit.training.ranks import is_leader, led
+from lowbit.training.ranks import call_on_leader, is_leader
 from lowbit.training.setup import make_metric, make_teacher_model
 from lowbit.training.stage_runner import (
     WEIGHTS,
@@ -82,17 +82,17 @@ def _cached(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
             ) from error
         lock = None
     with nullcontext() if lock is None else lock:
-        if not led(lambda: _is_usable(folder)):
+        if not call_on_leader(lambda: _is_usable(folder)):
             print(f"teacher {teacher_id}: training", flush=True)
             partial = _partial(folder)
-            led(lambda: remove_leftovers(partial))
+            call_on_leader(lambda: remove_leftovers(partial))
             _train(config, teacher_id, data, partial)
-            led(lambda: move_folder(partial, folder))  # readers see no teacher or a complete one
+            call_on_leader(lambda: move_folder(partial, folder))  # readers see no teacher or a complete one
         else:
             print(f"teacher {teacher_id}: cached in {folder}", flush=True)
         model = make_teacher_model(config, data.info)
         load_weights(model, folder / WEIGHTS)
-        facts = led(lambda: _read_facts(folder / TEACHER_FILE))
+        facts = call_on_leader(lambda: _read_facts(folder / TEACHER_FILE))
     assert facts is not None
     return Teacher(model.eval(), facts)
 
@@ -154,7 +154,7 @@ def lock_is_held(lock: FileLock) -> bool:
 def _train(config: Config, teacher_id: str, data: StepDataModule, folder: Path) -> None:
     instrument = prepare(make_teacher_model(config, data.info))
     module = _module(config, instrument, data)
-    record = led(lambda: finished_stage(folder))
+    record = call_on_leader(lambda: finished_stage(folder))
     if record is None:
         record = _fit(config, teacher_id, module, data, folder)
     else:
@@ -162,7 +162,7 @@ def _train(config: Config, teacher_id: str, data: StepDataModule, folder: Path) 
     metrics = {**record.metrics, **test(module, data, config.trainer)}
     facts = _facts(teacher_id, metrics, instrument, record.steps, record.seconds)
     model = instrument.restore()
-    led(lambda: _describe(config, model, data.info, facts, folder))
+    call_on_leader(lambda: _describe(config, model, data.info, facts, folder))
 
 
 def _describe(config: Config, model: nn.Module, info: DataInfo, facts: dict[str, Any], folder: Path) -> None:
@@ -192,15 +192,15 @@ def _given(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
     """Return a teacher of a folder or the hub, scored on this data set once."""
     model = make_teacher_model(config, data.info)
     scores = Path(config.paths.outputs) / "teachers" / f"{teacher_id}.json"
-    facts = led(lambda: _read_facts(scores))
+    facts = call_on_leader(lambda: _read_facts(scores))
     if facts is None:
         print(f"teacher {teacher_id}: scoring", flush=True)
-        led(lambda: remove_leftovers(scores.parent))
+        call_on_leader(lambda: remove_leftovers(scores.parent))
         instrument = prepare(model)
         metrics = test(_module(config, instrument, data), data, config.trainer)
         facts = _facts(teacher_id, metrics, instrument, 0, 0.0)
         written = facts
-        led(lambda: write_json(scores, written))
+        call_on_leader(lambda: write_json(scores, written))
         model = instrument.restore()
     return Teacher(model.eval(), facts)
 
