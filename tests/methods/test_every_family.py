@@ -10,7 +10,7 @@ with C.hydra_session():
     METHODS = C.choices("method")
 HOME = {"finetune": "none", "binarybert": "binarybert", "bit_chain": "bit_chain", "sdq_ipq": "sdq_ipq"}
 REFUSED = {
-    "binarybert": ["student=narrow", "nobody says how to halve it"],
+    "binarybert": ["student=narrow", "there is no rule for halving it"],
     "xtc_layers": ["method.layer_map=[1, 3]", "layers cannot be chosen"],
 }
 
