@@ -1,6 +1,8 @@
 """What a run leaves is what the next process finds, or is named: digests, histories, weights that are numbers."""
 
 import json
+import os
+import resource
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import TINY_TI, load_into
 
+from lowbit.cli import main
 from lowbit.files import SEAL
 from lowbit.results import read_run
 from lowbit.training.checkpoints import AtomicCheckpointIO, read_checkpoint
@@ -283,6 +286,36 @@ def test_a_finished_run_needs_no_lock(straight: Path, tmp_path: Path, capsys: py
     lock.mkdir()  # nobody could open it, root neither
     resume(outputs)
     assert "finished before" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = folder_of(straight) / "stages" / "intervene" / "model.safetensors"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (weights.stat().st_size - 1, hard))
+    try:
+        assert main(["train", *OVERRIDES, f"paths.outputs={tmp_path}"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capsys.readouterr().err
+    assert "cannot be written (File too large). Make room there, and the same command goes on" in told
+    assert "Traceback" not in told
+    assert not list(tmp_path.rglob("*.tmp"))
+    resume(tmp_path)
+    assert_same(tmp_path, straight)
+
+
+def test_every_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    """Those of the umask, so that a colleague may read what is shared."""
+    before = os.umask(0o027)
+    try:
+        resume(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert "model.safetensors" in modes
+    assert {name: mode for name, mode in modes.items() if mode != 0o640 and not name.endswith(".lock")} == {}
 
 
 def test_a_file_in_place_of_the_run_is_named(outputs: Path) -> None:

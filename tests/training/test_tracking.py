@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
+import signal
 import struct
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,9 @@ import pytest
 from lowbit.config import identity
 from lowbit.config.schema import LoggerMode
 from lowbit.config.validate import load
+from lowbit.files import is_alive
 from lowbit.results import read_run
+from lowbit.training import wandb_run
 from lowbit.training.modules import DistillationModule
 from lowbit.training.run import train
 from lowbit.training.wandb_run import wandb_mode
@@ -307,3 +313,30 @@ def test_under_an_agent_the_run_is_the_agents(tmp_path: Path, monkeypatch: pytes
     wandb.teardown()
     assert len(wandb_files(folder)) == 2
     assert not list(tmp_path.glob("teachers/*/wandb"))
+
+
+def train_until_killed(services: Path, overrides: Sequence[str]) -> None:
+    """Train, note W&B's services in the first step, and die by SIGKILL."""
+
+    def losses(*_: Any) -> Any:
+        services.write_text(" ".join(map(str, wandb_run._services())))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    DistillationModule.losses = losses  # type: ignore[method-assign]
+    train(*load(list(overrides)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_the_service_of_a_killed_run_ends_with_it(start: Callable[..., Any], tmp_path: Path) -> None:
+    """Not half a minute later, when W&B's service looks for its parent."""
+    file = tmp_path / "services"
+    process = start(train_until_killed, file, overrides=TI)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    services = [*map(int, file.read_text().split())]
+    assert services
+    end = time.monotonic() + 20
+    while any(map(is_alive, services)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(is_alive, services))
