@@ -201,3 +201,13 @@ def test_gradient_scale_goes_with_plain_descent():
         weights = {rule.weight.grad_scale.name for rule in config.quantizer.rules[:-1] if rule.weight is not None}
         inputs = {rule.input.grad_scale.name for rule in config.quantizer.rules if rule.input is not None}
         assert (weights, inputs) == ({scale}, {activation})
+
+
+def test_the_example_of_the_documentation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    file = tmp_path / "sweeps" / "mine.yaml"
+    file.parent.mkdir()
+    file.write_text(page.split("```yaml\n")[1].split("```")[0])
+    monkeypatch.chdir(tmp_path)
+    jobs = load_jobs(C.expand(C.sweep_overrides("mine", [])))
+    assert [(config.method.name, config.seed) for _, config in jobs] == [*product(("ti_o", "ti_g"), (1, 2))]
