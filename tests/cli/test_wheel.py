@@ -49,7 +49,7 @@ def test_wheel_brings_its_configs(tmp_path: Path):
         text=True,
     )
     assert as_module.returncode == 0, as_module.stderr
-    assert as_module.stdout.startswith("demo")
+    assert "\ndemo " in as_module.stdout
     checked = lowbit("check", "experiment=digits/ti_g")
     assert checked.returncode == 0, checked.stderr
     assert "stage intervene: 60 steps" in checked.stdout
