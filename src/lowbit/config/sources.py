@@ -71,9 +71,9 @@ class Source:
 
     def defaults(self) -> Iterator[tuple[yaml.Node, str, str]]:
         """Yield each entry of the defaults list with the group and the name that it chooses."""
-        lists = [value for _, value in self.lists]
+        lists = [found for _, found in self.lists if _default_list_problem(found) is None]
         folder = self.choice.rpartition("/")[0]
-        for item in (item for found in lists if not _default_list_problem(found) for item in found.value):
+        for item in (item for found in lists for item in found.value):
             if isinstance(item, yaml.ScalarNode):
                 group, _, name = item.value.rpartition("/")
                 node = item
