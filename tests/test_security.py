@@ -24,8 +24,6 @@ from transformers import BertConfig
 
 from lowbit.cli import main
 from lowbit.config.cifar_files import read_batch
-from lowbit.config.enums import DataKind, ModelKind
-from lowbit.config.schema import DataConfig, ModelConfig
 from lowbit.data.agreement import agreement_info
 from lowbit.data.cache import cached
 from lowbit.data.fkd_import import read_fkd
@@ -41,6 +39,8 @@ from lowbit.results.report import Report, groups_of, render_report
 from lowbit.results.report.groups import read_curves
 from lowbit.results.run_file import read_run
 from lowbit.results.table import grid_of
+from lowbit.settings.data import DataConfig, DataKind
+from lowbit.settings.model import ModelConfig, ModelKind
 from lowbit.training.checkpoints import step_of
 from lowbit.training.stage_runner import finished_stage, load_quantizer_state, load_weights
 

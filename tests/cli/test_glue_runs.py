@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lowbit.cli import main
-from lowbit.config.enums import GlueTask
+from lowbit.settings.data import GlueTask
 
 SCORES = {
     "cola": {"val/matthews"},

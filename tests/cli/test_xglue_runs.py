@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lowbit.cli import main
-from lowbit.config.enums import XglueTask
+from lowbit.settings.data import XglueTask
 
 PARTS = {"ner": ("precision", "recall", "entity_f1"), "wpr": ("ndcg",)}
 # The others learn as any pair of sentences does; labels of words have losses of their own.

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
-from lowbit.config import schema as S
-from lowbit.config.fields import LIMIT, Name, Range, field_problems
+from lowbit.settings.data import ImageConfig
+from lowbit.settings.fields import LIMIT, Name, Range, field_problems
+from lowbit.settings.losses import PhaseConfig
+from lowbit.settings.quantizer import FakeQuantConfig
+from lowbit.settings.recipe import StageConfig
+from lowbit.settings.run import Config
 
 
 def groups_of(hint: Any) -> set[type]:
@@ -29,7 +33,7 @@ def types_in(hint: Any) -> set[Any]:
     return inside if isinstance(hint, types.UnionType) or inside else {hint}
 
 
-GROUPS = sorted(groups_of(S.Config), key=lambda group: group.__name__)
+GROUPS = sorted(groups_of(Config), key=lambda group: group.__name__)
 FIELDS = [
     pytest.param(group, field, types_in(typing.get_type_hints(group)[field.name]), id=f"{group.__name__}.{field.name}")
     for group in GROUPS
@@ -49,14 +53,14 @@ def outside(allowed: Range, kind: type) -> list[float]:
 
 
 def test_the_walk_finds_every_group():
-    assert {S.PhaseConfig, S.FakeQuantConfig, S.StageConfig, S.ImageConfig} < set(GROUPS)
+    assert {PhaseConfig, FakeQuantConfig, StageConfig, ImageConfig} < set(GROUPS)
     assert len(NUMBERS) > 80
 
 
 @pytest.mark.parametrize(("group", "field", "kinds"), NUMBERS)
 def test_every_number_has_a_range_and_is_refused_outside(group: type, field: dataclasses.Field[Any], kinds: set[Any]):
     allowed = field.metadata.get("allowed")
-    assert isinstance(allowed, Range), "declare it with lowbit.config.fields.number"
+    assert isinstance(allowed, Range), "declare it with lowbit.settings.fields.number"
     kind = int if int in kinds else float
     listed = is_list(typing.get_type_hints(group)[field.name])
     for value in outside(allowed, kind):

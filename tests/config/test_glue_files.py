@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from lowbit.config import identity
-from lowbit.config.enums import GlueTask
 from lowbit.config.glue_tasks import TASKS
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
+from lowbit.settings.data import GlueTask
 
 OFFICIAL_ROWS = {"cola": 8551, "sst2": 67349, "mrpc": 3668, "stsb": 5749, "qqp": 363846, "mnli": 392702, "qnli": 104743}
 

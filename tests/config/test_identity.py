@@ -60,7 +60,8 @@ def other_value(node: Node) -> Any:
         case StringNode():
             return f"{value}x"
         case ListConfig():
-            return [*(node or []), "x" if node._metadata.element_type is str else 3]
+            kind = node._metadata.element_type
+            return [*(node or []), "x" if kind is str else 3 if kind in (int, float) else next(iter(kind))]
         case DictConfig():
             schema = node._metadata.ref_type
             return schema() if dataclasses.is_dataclass(schema) else {}

@@ -5,38 +5,56 @@ import itertools
 import pytest
 import torch
 
-from lowbit.config import schema as S
 from lowbit.config.kinds import FACTS, GRIDLESS
 from lowbit.config.problems import ConfigError
 from lowbit.config.quantization import _fake_quant, quantization_problems
 from lowbit.config.validate import load
 from lowbit.quantizers import KINDS, QuantizerSpec, Target, build_quantizer
 from lowbit.recipes.builders import build_estimator
+from lowbit.settings.data import DataConfig, DataKind
+from lowbit.settings.quantizer import (
+    CorrectionConfig,
+    CorrectionKind,
+    EstimatorConfig,
+    EstimatorKind,
+    FakeQuantConfig,
+    GradScale,
+    Granularity,
+    LatVariant,
+    NoiseUnit,
+    OscillationConfig,
+    QuantizerConfig,
+    QuantizerKind,
+    RuleConfig,
+    ScaleInit,
+)
+from lowbit.settings.recipe import MethodConfig, OptimizerChanges, StageConfig
+from lowbit.settings.run import Config
 
 KIND_NAMES = sorted(KINDS)
 # A value of each setting that a kind may take, valid for every kind that takes it.
 VALUES = {
     "threshold": 0.7, "clip": 2.0, "center": True, "sign_of_zero": 0, "signed": True, "symmetric": False,
-    "offset": True, "shift": True, "subtract_minimum": False, "grad_scale": S.GradScale.lsq, "init": S.ScaleInit.mean,
-    "variant": S.LatVariant.exact, "momentum": 0.9, "refresh_every": 2, "block_size": 4, "centroids": 4,
+    "offset": True, "shift": True, "subtract_minimum": False, "grad_scale": GradScale.lsq, "init": ScaleInit.mean,
+    "variant": LatVariant.exact, "momentum": 0.9, "refresh_every": 2, "block_size": 4, "centroids": 4,
 }  # fmt: skip
 WEIGHT = Target((8, 8), torch.randn(8, 8), weight=True, heads=(2, 0))
 INPUT = Target((8,), torch.randn(8, 8))
-NO_STAGES = S.MethodConfig(name="m", stages={})
+NO_STAGES = MethodConfig(name="m", stages={})
 OPERAND = Target((2, 1, 4), torch.randn(8, 8))
 
 
 def bits_for(kind: str) -> float | None:
-    facts = FACTS[S.QuantizerKind[kind]]
+    facts = FACTS[QuantizerKind[kind]]
     return None if facts.bits is None else 2.0
 
 
-def spec_of(config: S.FakeQuantConfig, estimator: S.EstimatorConfig | None = None) -> QuantizerSpec:
+def spec_of(config: FakeQuantConfig, estimator: EstimatorConfig | None = None) -> QuantizerSpec:
     settings = {key: getattr(value, "name", value) for key, value in vars(config).items()}
     return QuantizerSpec(**settings, estimator=None if estimator is None else build_estimator(estimator))
 
 
-def builds(config: S.FakeQuantConfig, *targets: Target) -> bool:
+def builds(config: FakeQuantConfig, *targets: Target) -> bool:
     try:
         for target in targets:
             build_quantizer(spec_of(config), target)
@@ -47,14 +65,14 @@ def builds(config: S.FakeQuantConfig, *targets: Target) -> bool:
 
 def test_both_lists_name_the_same_kinds():
     assert {kind.name for kind in FACTS} == set(KINDS)
-    assert {kind.name for kind in S.QuantizerKind} == {*KINDS, "none"}
-    assert set(VALUES) <= set(vars(S.FakeQuantConfig()))
+    assert {kind.name for kind in QuantizerKind} == {*KINDS, "none"}
+    assert set(VALUES) <= set(vars(FakeQuantConfig()))
 
 
 def test_a_kind_takes_the_settings_that_validation_allows_and_no_others():
     for kind in KIND_NAMES:
         for name, value in VALUES.items():
-            config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), **{name: value})
+            config = FakeQuantConfig(kind=QuantizerKind[kind], bits=bits_for(kind), **{name: value})
             slot = "weight" if FACTS[config.kind].weight else "input"
             accepted = not list(_fake_quant("key", config, slot))
             try:
@@ -68,7 +86,7 @@ def test_a_kind_takes_the_settings_that_validation_allows_and_no_others():
 
 def test_widths_agree():
     for kind, bits in itertools.product(KIND_NAMES, [None, 1.0, 1.58, 2.0, 2.5, 3.0, 4.0, 8.0, 16.0]):
-        config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits)
+        config = FakeQuantConfig(kind=QuantizerKind[kind], bits=bits)
         slot, target = ("weight", WEIGHT) if FACTS[config.kind].weight else ("input", INPUT)
         accepted = not list(_fake_quant("key", config, slot))
         if bits is not None and bits > 8 and kind in ("elastic", "statsq"):
@@ -78,8 +96,8 @@ def test_widths_agree():
 
 
 def test_granularities_that_validation_accepts_build():
-    for kind, granularity in itertools.product(KIND_NAMES, S.Granularity):
-        config = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind), granularity=granularity)
+    for kind, granularity in itertools.product(KIND_NAMES, Granularity):
+        config = FakeQuantConfig(kind=QuantizerKind[kind], bits=bits_for(kind), granularity=granularity)
         facts = FACTS[config.kind]
         assert (granularity in facts.weight) == (not list(_fake_quant("key", config, "weight"))), (kind, granularity)
         assert (granularity in facts.input) == (not list(_fake_quant("key", config, "input"))), (kind, granularity)
@@ -90,17 +108,17 @@ def test_granularities_that_validation_accepts_build():
 
 
 def test_an_estimator_is_refused_at_composition_where_it_is_undefined():
-    for kind, estimator in itertools.product(KIND_NAMES, S.EstimatorKind):
-        config = S.Config(quantizer=S.QuantizerConfig(name="x"), data=S.DataConfig(name="d", kind=S.DataKind.digits))
-        slot = "weight" if FACTS[S.QuantizerKind[kind]].weight else "activation"
-        spec = S.FakeQuantConfig(kind=S.QuantizerKind[kind], bits=bits_for(kind))
+    for kind, estimator in itertools.product(KIND_NAMES, EstimatorKind):
+        config = Config(quantizer=QuantizerConfig(name="x"), data=DataConfig(name="d", kind=DataKind.digits))
+        slot = "weight" if FACTS[QuantizerKind[kind]].weight else "activation"
+        spec = FakeQuantConfig(kind=QuantizerKind[kind], bits=bits_for(kind))
         setattr(config.quantizer, slot, spec)
         rule = {"weight": spec} if slot == "weight" else {"bmm": spec}
-        config.quantizer.rules = [S.RuleConfig(match=["attention" if slot == "activation" else "query"], **rule)]
-        setattr(config.estimator, slot, S.EstimatorConfig(kind=estimator))
+        config.quantizer.rules = [RuleConfig(match=["attention" if slot == "activation" else "query"], **rule)]
+        setattr(config.estimator, slot, EstimatorConfig(kind=estimator))
         problems = list(quantization_problems(config))
         try:
-            spec_of(spec, S.EstimatorConfig(kind=estimator))
+            spec_of(spec, EstimatorConfig(kind=estimator))
             defined = True
         except ValueError:
             defined = False
@@ -110,9 +128,7 @@ def test_an_estimator_is_refused_at_composition_where_it_is_undefined():
 
 def test_scalar_noise_agrees():
     for kind in KIND_NAMES:
-        config = S.FakeQuantConfig(
-            kind=S.QuantizerKind[kind], bits=bits_for(kind), noise=S.NoiseUnit.row, noise_rate=0.5
-        )
+        config = FakeQuantConfig(kind=QuantizerKind[kind], bits=bits_for(kind), noise=NoiseUnit.row, noise_rate=0.5)
         facts = FACTS[config.kind]
         slot = "weight" if facts.weight else "input"
         accepted = not list(_fake_quant("key", config, slot))
@@ -123,7 +139,7 @@ def test_scalar_noise_agrees():
 def test_gridless_kinds_are_those_without_codes():
     for kind in FACTS:
         if FACTS[kind].weight:
-            config = S.FakeQuantConfig(kind=kind, bits=bits_for(kind.name), block_size=4 if kind in GRIDLESS else None)
+            config = FakeQuantConfig(kind=kind, bits=bits_for(kind.name), block_size=4 if kind in GRIDLESS else None)
             quantizer = build_quantizer(spec_of(config), WEIGHT)
             quantizer.initialize(torch.randn(8, 8))
             if kind in GRIDLESS:
@@ -135,21 +151,21 @@ def test_gridless_kinds_are_those_without_codes():
 
 
 def test_a_pull_beyond_the_grid_is_refused():
-    twn = S.FakeQuantConfig(kind=S.QuantizerKind.twn)
-    quantizer = S.QuantizerConfig(name="x", weight=twn, rules=[S.RuleConfig(match=["query"], weight=twn)])
-    correction = S.CorrectionConfig(kind=S.CorrectionKind.cage, strength=1000.0)
-    (problem,) = quantization_problems(S.Config(quantizer=quantizer, method=NO_STAGES, correction=correction))
+    twn = FakeQuantConfig(kind=QuantizerKind.twn)
+    quantizer = QuantizerConfig(name="x", weight=twn, rules=[RuleConfig(match=["query"], weight=twn)])
+    correction = CorrectionConfig(kind=CorrectionKind.cage, strength=1000.0)
+    (problem,) = quantization_problems(Config(quantizer=quantizer, method=NO_STAGES, correction=correction))
     assert problem.startswith("correction.strength=1000.0: times the learning rate")
     assert "below 1" in problem
 
 
 def test_a_correction_without_a_grid_is_refused():
-    for weight in (S.FakeQuantConfig(kind=S.QuantizerKind.ipq), S.FakeQuantConfig()):
-        config = S.Config(
-            quantizer=S.QuantizerConfig(name="x", weight=weight),
+    for weight in (FakeQuantConfig(kind=QuantizerKind.ipq), FakeQuantConfig()):
+        config = Config(
+            quantizer=QuantizerConfig(name="x", weight=weight),
             method=NO_STAGES,
-            correction=S.CorrectionConfig(kind=S.CorrectionKind.dampening, strength=0.1),
-            oscillation=S.OscillationConfig(track=True),
+            correction=CorrectionConfig(kind=CorrectionKind.dampening, strength=0.1),
+            oscillation=OscillationConfig(track=True),
         )
         problems = list(quantization_problems(config))
         assert any(problem.startswith("correction.kind=dampening") for problem in problems)
@@ -167,9 +183,9 @@ def test_an_override_that_no_rule_uses_is_reported():
 
 
 def test_inputs_of_layers_have_no_heads():
-    spec = S.FakeQuantConfig(kind=S.QuantizerKind.minmax_symmetric, bits=8, granularity=S.Granularity.head)
-    rules = [S.RuleConfig(match=["attention"], bmm=spec), S.RuleConfig(match=["query"], input=spec)]
-    (problem,) = quantization_problems(S.Config(quantizer=S.QuantizerConfig(name="x", activation=spec, rules=rules)))
+    spec = FakeQuantConfig(kind=QuantizerKind.minmax_symmetric, bits=8, granularity=Granularity.head)
+    rules = [RuleConfig(match=["attention"], bmm=spec), RuleConfig(match=["query"], input=spec)]
+    (problem,) = quantization_problems(Config(quantizer=QuantizerConfig(name="x", activation=spec, rules=rules)))
     assert problem.startswith("quantizer.rules.1.input.granularity=head")
     with pytest.raises(ValueError, match="operands of the attention products"):
         build_quantizer(spec_of(spec), INPUT)
@@ -177,12 +193,12 @@ def test_inputs_of_layers_have_no_heads():
 
 
 def test_the_learning_rate_of_every_stage_is_checked_against_the_pull():
-    twn = S.FakeQuantConfig(kind=S.QuantizerKind.twn)
-    stages = {"a": S.StageConfig(), "b": S.StageConfig(optimizer=S.OptimizerChanges(lr=0.2))}
-    config = S.Config(
-        quantizer=S.QuantizerConfig(name="x", weight=twn, rules=[S.RuleConfig(match=["query"], weight=twn)]),
-        correction=S.CorrectionConfig(kind=S.CorrectionKind.cage),
-        method=S.MethodConfig(name="m", stages=stages),
+    twn = FakeQuantConfig(kind=QuantizerKind.twn)
+    stages = {"a": StageConfig(), "b": StageConfig(optimizer=OptimizerChanges(lr=0.2))}
+    config = Config(
+        quantizer=QuantizerConfig(name="x", weight=twn, rules=[RuleConfig(match=["query"], weight=twn)]),
+        correction=CorrectionConfig(kind=CorrectionKind.cage),
+        method=MethodConfig(name="m", stages=stages),
     )
     (problem,) = quantization_problems(config)
     assert "the learning rate 0.2" in problem

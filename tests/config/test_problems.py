@@ -8,10 +8,11 @@ from omegaconf import OmegaConf
 
 from lowbit.cli import main
 from lowbit.config import compose as C
-from lowbit.config import schema as S
-from lowbit.config.fields import settings_of
 from lowbit.config.problems import check_overrides, nearest
-from lowbit.config.schema import PATHS
+from lowbit.settings.fields import settings_of
+from lowbit.settings.model import ModelConfig
+from lowbit.settings.recipe import TeacherConfig
+from lowbit.settings.run import PATHS, Config
 
 # argv, words on stderr
 REFUSED: list[tuple[list[str], list[str]]] = [
@@ -155,7 +156,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(key, override, monkeypatch, tm
 
 def test_every_path_is_listed():
     words = ("path", "dir", "train_file", "soft_labels", "outputs")
-    keys = {found.key for found in settings_of(S.Config(teacher=S.TeacherConfig(model=S.ModelConfig())))}
+    keys = {found.key for found in settings_of(Config(teacher=TeacherConfig(model=ModelConfig())))}
     assert {key for key in keys if key.rpartition(".")[2] in words} == set(PATHS)
 
 

@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.batch import load_jobs
-from lowbit.config.enums import GlueTask, XglueTask
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 from lowbit.execution.space import parse_space
+from lowbit.settings.data import GlueTask, XglueTask
 
 ROOT = C.shipped_root()
 GLUE_FILES = Path(__file__).parents[1] / "fixtures" / "glue"

@@ -8,11 +8,11 @@ import pytest
 
 from lowbit.config import compose as C
 from lowbit.config import identity
-from lowbit.config import schema as S
 from lowbit.config.label_store import store_digest, whole_manifest
 from lowbit.config.problems import ConfigError
 from lowbit.config.soft_labels import rows_per_step, soft_label_problems
 from lowbit.config.validate import load
+from lowbit.settings.losses import LossConfig, LossKind
 
 MCKD = "experiment=digits/variation_aware_mckd"
 
@@ -69,7 +69,7 @@ def test_one_problem_says_key_value_and_remedy(overrides: list[str], words: list
 
 def test_a_loss_of_one_stage_is_named_by_its_stage():
     _, config = load(["method=qat_task"])
-    config.method.stages["qat"].losses = {"mine": S.LossConfig(kind=S.LossKind.soft_labels)}
+    config.method.stages["qat"].losses = {"mine": LossConfig(kind=LossKind.soft_labels)}
     (problem,) = soft_label_problems(config)
     assert "method.stages.qat.losses.mine has a weight" in problem
 

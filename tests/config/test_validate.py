@@ -6,11 +6,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from lowbit.config import compose as C
-from lowbit.config import schema as S
 from lowbit.config.idle import idle_notes
 from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import _TRAIN_ROWS, load, validate
+from lowbit.settings.data import DataConfig, DataKind
+from lowbit.settings.losses import MixConfig, Site
+from lowbit.settings.quantizer import FakeQuantConfig, QuantizerKind, RuleConfig
 
 TEXT = ("data=agreement", "model=bert_micro")
 TI = ("method=ti_g",)
@@ -82,7 +84,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (PLAIN, {"quantizer.activation.clip": 0.0}, ["quantizer.activation.clip=0.0", "greater than 0"]),
     (
         PLAIN,
-        {"quantizer.rules.0.weight": S.FakeQuantConfig(kind=S.QuantizerKind.minmax_symmetric)},
+        {"quantizer.rules.0.weight": FakeQuantConfig(kind=QuantizerKind.minmax_symmetric)},
         ["quantizer.rules.0.weight.bits=null", "2 to 16"],
     ),
     (
@@ -110,7 +112,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (TI, {f"{PHASES}.1.mix_end": 0.5}, [f"{PHASES}.1", "go together"]),
     (
         TI,
-        {f"{PHASES}.1.site_mix": {S.Site.hidden: S.MixConfig(mix=0.5)}},
+        {f"{PHASES}.1.site_mix": {Site.hidden: MixConfig(mix=0.5)}},
         [f"{PHASES}.1.site_mix.hidden", "allowed: context"],
     ),
     (TI, {f"{PHASES}.2.sites": []}, [f"{PHASES}.2.sites: empty", "probs, context, attn_out, ffn_out, hidden"]),
@@ -339,14 +341,14 @@ def test_missing_values_are_all_named():
     assert [problem.split(":")[0] for problem in problems] == ["seed=abc", "data.kind", "model.name"]
 
 
-@pytest.mark.parametrize("kind", [S.DataKind.digits, S.DataKind.agreement])
-def test_train_rows_are_those_of_the_data(kind: S.DataKind):
+@pytest.mark.parametrize("kind", [DataKind.digits, DataKind.agreement])
+def test_train_rows_are_those_of_the_data(kind: DataKind):
     """validate.py may not import the data package (torch), so it repeats the numbers."""
     from lowbit.data import data_info
 
-    assert _TRAIN_ROWS[kind] == data_info(S.DataConfig(name=kind.name, kind=kind)).train_size
-    counted = {S.DataKind.glue, S.DataKind.squad, S.DataKind.xglue, *IMAGE_FILES}  # in their files
-    assert set(_TRAIN_ROWS) == set(S.DataKind) - counted
+    assert _TRAIN_ROWS[kind] == data_info(DataConfig(name=kind.name, kind=kind)).train_size
+    counted = {DataKind.glue, DataKind.squad, DataKind.xglue, *IMAGE_FILES}  # in their files
+    assert set(_TRAIN_ROWS) == set(DataKind) - counted
 
 
 def test_steps_agree_with_the_budget_of_the_recipe():
@@ -369,4 +371,4 @@ def test_operands_are_those_of_the_attention_core():
 def test_schema_defaults_of_a_rule_are_all_operands():
     from lowbit.config.quantization import _OPERANDS
 
-    assert OmegaConf.structured(S.RuleConfig).operands == list(_OPERANDS)
+    assert OmegaConf.structured(RuleConfig).operands == list(_OPERANDS)

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from lowbit.config import identity
-from lowbit.config.enums import XglueTask
 from lowbit.config.problems import ConfigError
-from lowbit.config.schema import DataConfig, DataKind
 from lowbit.config.validate import load
 from lowbit.config.xglue_files import (
     evaluated_languages,
@@ -18,6 +16,7 @@ from lowbit.config.xglue_files import (
     xglue_train_rows,
 )
 from lowbit.config.xglue_tasks import XGLUE_TASKS
+from lowbit.settings.data import DataConfig, DataKind, XglueTask
 
 LANGUAGES = {"xnli": 15, "pawsx": 4, "nc": 5, "qadsm": 3, "wpr": 7, "qam": 3, "ner": 4, "pos": 17}
 

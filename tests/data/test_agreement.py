@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 
-from lowbit.config.schema import DataConfig, DataKind, Padding
 from lowbit.data import lexicon
 from lowbit.data.agreement import (
     CLS,
@@ -19,6 +18,7 @@ from lowbit.data.agreement import (
     encode_words,
     generate,
 )
+from lowbit.settings.data import DataConfig, DataKind, Padding
 
 PLURALS = {singular: plural for pairs in lexicon.VERBS.values() for singular, plural in pairs}
 PLURALS |= dict(lexicon.COPULAS) | dict(lexicon.PERFECTS)

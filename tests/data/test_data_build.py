@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 
-from lowbit.config.schema import DataConfig, DataKind, Padding, TokenizerKind
 from lowbit.data import build_datamodule, data_info
+from lowbit.settings.data import DataConfig, DataKind, Padding, TokenizerKind
 
 
 def config(kind: DataKind, **changes: object) -> DataConfig:

@@ -6,9 +6,8 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from lowbit.config.enums import GlueTask
-from lowbit.config.schema import DataConfig, DataKind
 from lowbit.data import DataInfo, build_metric, data_info
+from lowbit.settings.data import DataConfig, DataKind, GlueTask
 
 DIGITS = data_info(DataConfig(name="digits", kind=DataKind.digits))
 AGREEMENT = data_info(DataConfig(name="agreement", kind=DataKind.agreement))

@@ -5,8 +5,8 @@ from itertools import islice
 import pytest
 import torch
 
-from lowbit.config.schema import DataConfig, DataKind, Padding
 from lowbit.data import Batch, StepDataModule, build_datamodule
+from lowbit.settings.data import DataConfig, DataKind, Padding
 
 
 def module(kind: DataKind, seed: int = 1, **changes: object) -> StepDataModule:

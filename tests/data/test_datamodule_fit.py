@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lowbit.config.schema import DataConfig, DataKind
 from lowbit.data import Batch, StepDataModule, build_datamodule
+from lowbit.settings.data import DataConfig, DataKind
 
 
 def digits() -> StepDataModule:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from lowbit.config.schema import DataConfig, DataKind
 from lowbit.data import StepRows
 from lowbit.data.digits import digits_info, digits_splits, stratified_order
 from lowbit.data.splits import ImageSplit, RandomShift, Splits
+from lowbit.settings.data import DataConfig, DataKind
 
 
 def config(**changes: object) -> DataConfig:

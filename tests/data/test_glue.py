@@ -10,12 +10,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lowbit.config.enums import DataSource, GlueTask, OnBadRow
 from lowbit.config.glue_files import find_split, train_rows
 from lowbit.config.glue_tasks import TASKS, TRAIN
-from lowbit.config.schema import DataConfig, DataKind, Padding
 from lowbit.data import StepDataModule, build_datamodule, data_info
 from lowbit.data.glue_rows import read_rows
+from lowbit.settings.data import DataConfig, DataKind, DataSource, GlueTask, OnBadRow, Padding
 
 PARQUET = Path(__file__).parents[1] / "fixtures" / "glue_parquet"
 REAL = os.environ.get("LOWBIT_GLUE_DIR")

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit.config.image_schema import ImageConfig
-from lowbit.config.schema import DataConfig, DataKind
 from lowbit.data import ImageInput, build_datamodule
 from lowbit.data.crops import CropTransform, crop
 from lowbit.data.fkd_import import PUBLISHED, fkd_name, fkd_path, import_fkd
 from lowbit.data.label_manifest import StoreSettings
 from lowbit.data.labelling import write_store
 from lowbit.data.stored_crops import crop_transform, fitting_manifest, training_images
+from lowbit.settings.data import DataConfig, DataKind, ImageConfig
 
 CLASSES = 3
 # 0 marks the whole image, 1 its right half, mirrored.

@@ -19,16 +19,14 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from lowbit.config.enums import Interpolation
 from lowbit.config.image_folders import list_images
-from lowbit.config.image_schema import ImageConfig
-from lowbit.config.schema import DataConfig, DataKind, OnBadRow
 from lowbit.data import Batch, ImageInput, StepDataModule, build_datamodule, data_info
 from lowbit.data.hub import OutOfReachError
 from lowbit.data.image_sets import unusable_images
 from lowbit.data.image_source import FileImages, PixelImages, UnreadableImageError
 from lowbit.data.image_transforms import evaluation_transform, seeded
 from lowbit.data.sampling import StepRows
+from lowbit.settings.data import DataConfig, DataKind, ImageConfig, Interpolation, OnBadRow
 
 HARD = ImageConfig(size=16, color_jitter=0.4, randaugment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
 DEIT = ImageInput(24, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", 0.9)

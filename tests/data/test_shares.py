@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from lowbit.config.schema import DataConfig, DataKind
 from lowbit.data import StepBatchSampler, StepRows, build_datamodule
 from lowbit.data.crops import CropTransform
 from lowbit.data.image_split import DecodedSplit
 from lowbit.data.shares import UNITS, WEIGHTS, Share, ShareOfBatches, take_weights
 from lowbit.data.splits import Batch, Split
+from lowbit.settings.data import DataConfig, DataKind
 
 
 class Rows(Split):

@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lowbit.config.enums import DataSource, OnBadRow, SquadVersion
-from lowbit.config.schema import DataConfig, DataKind, Padding
 from lowbit.data import StepDataModule, build_datamodule, build_metric, data_info
 from lowbit.data.squad_rows import read_questions
+from lowbit.settings.data import DataConfig, DataKind, DataSource, OnBadRow, Padding, SquadVersion
 
 VERSIONS = {"v1.1": SquadVersion.v1_1, "v2.0": SquadVersion.v2_0}
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowbit.config.schema import DataConfig, DataKind
 from lowbit.data import build_datamodule, data_info
 from lowbit.data.crops import CropTransform
 from lowbit.data.fkd_import import PUBLISHED, fkd_name, fkd_path, import_fkd
 from lowbit.data.stored_crops import fitting_manifest, training_images
+from lowbit.settings.data import DataConfig, DataKind
 
 LOST = (0, 11)
 CONFIG = DataConfig(name="digits", kind=DataKind.digits, train_size=12, eval_size=10, batch_size=6, num_crops=2)

@@ -9,11 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lowbit.config.enums import DataSource, OnBadRow, XglueTask
-from lowbit.config.schema import DataConfig, DataKind
 from lowbit.config.xglue_tasks import XGLUE_TASKS
 from lowbit.data import build_datamodule, data_info
 from lowbit.data.xglue_rows import read_sentences, read_texts
+from lowbit.settings.data import DataConfig, DataKind, DataSource, OnBadRow, XglueTask
 
 ROWS = {"xnli": 6, "pawsx": 4, "nc": 5, "qadsm": 4, "wpr": 5, "qam": 4, "ner": 4, "pos": 3}
 

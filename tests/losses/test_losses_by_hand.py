@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.config.enums import LossKind
 from lowbit.losses import LossTerm
 from lowbit.quantizers import Dampening, QuantizerSpec, QuantLinear, weight_sites
+from lowbit.settings.losses import LossKind
 
 LN3 = math.log(3)
 

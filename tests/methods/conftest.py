@@ -18,12 +18,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from transformers import BertConfig, BertForSequenceClassification
 
 from lowbit.config.compose import compose, to_config
-from lowbit.config.schema import Config
 from lowbit.config.validate import load, validate
 from lowbit.files import read_json
 from lowbit.modeling import Instrument, prepare
 from lowbit.quantizers import calibrate
 from lowbit.recipes import Stage, build_recipe
+from lowbit.settings.run import Config
 from lowbit.training.modules import DistillationModule
 from lowbit.training.run import train
 

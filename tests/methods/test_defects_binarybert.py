@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.config.enums import OptimizerKind
-from lowbit.config.schema import Config
 from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.sizes import model_size
 from lowbit.modeling.surgery import narrow, split_ternary
 from lowbit.quantizers import begin_step, build_quantizer, end_step, quantizers_of, weight_sites
 from lowbit.recipes import Stage
+from lowbit.settings.recipe import OptimizerKind
+from lowbit.settings.run import Config
 from lowbit.training.handover import Student, take_over_halves
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.config.schema import Config, LoggerMode
 from lowbit.quantizers import build_quantizer
 from lowbit.recipes import Stage
+from lowbit.settings.run import Config, LoggerMode
 from lowbit.training.wandb_run import wandb_mode
 
 ROOT = Path(__file__).resolve().parents[2]

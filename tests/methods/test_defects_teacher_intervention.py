@@ -18,7 +18,6 @@ from tiny import TINY_TI
 from torch import Tensor, nn
 
 from lowbit.cli import main
-from lowbit.config import quantization_schema, schema
 from lowbit.config.identity import run_folder
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
@@ -28,6 +27,8 @@ from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.build import build_model
 from lowbit.quantizers import build_quantizer, quantizers_of, weight_sites
 from lowbit.recipes import Stage, build_rules
+from lowbit.settings import data, losses, model, quantizer, recipe, run
+from lowbit.settings.run import Config
 from lowbit.training.optimizers import build_optimizer
 from lowbit.training.schedules import build_schedule
 from lowbit.training.stage_runner import load_weights, save_tensors
@@ -54,11 +55,11 @@ def test_the_threshold_factor_is_wired(stages_of: Stages):
 
 def test_every_setting_is_read_somewhere():
     """Defect 3: dead flags (`input_bits`, `clipping`, `tc_top_k`, `qk_FP`, `qkv_FP`)."""
-    members = [*vars(schema).values(), *vars(quantization_schema).values()]
-    classes = {member for member in members if isinstance(member, type) and is_dataclass(member)}
+    members = [member for room in (data, losses, model, quantizer, recipe, run) for member in vars(room).values()]
+    classes = {member for member in members if is_dataclass(member)}
+    classes = {c for c in classes if c.__module__ != "lowbit.settings.fields"}
     names = {field.name for c in classes for field in fields(c)}
-    declarations = {ROOT / "src/lowbit/config" / name for name in ("schema.py", "quantization_schema.py", "enums.py")}
-    text = "\n".join(content for path, content in SOURCES.items() if path not in declarations)
+    text = "\n".join(content for path, content in SOURCES.items() if path.parent.name != "settings")
     yaml = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "conf").rglob("*.yaml"))
     read_by_yaml = set(re.findall(r"\$\{(?:\w+\.)*(\w+)\}", yaml))
     dead = {name for name in names if not re.search(rf"[.\"]{name}\b", text)} - read_by_yaml
@@ -80,9 +81,7 @@ def test_full_precision_quantizes_nothing(stages_of: Stages, bert: Berts):
 
 
 @pytest.mark.parametrize(("off", "module"), [("query", "attention.self.query"), ("attn_out", "attention.output.dense")])
-def test_each_matrix_has_a_switch_of_its_own(
-    off: str, module: str, bert: Berts, config_of: Callable[..., schema.Config]
-):
+def test_each_matrix_has_a_switch_of_its_own(off: str, module: str, bert: Berts, config_of: Callable[..., Config]):
     """Defect 4: the switch of Q, K and V was that of the attention output too."""
     config = copy.deepcopy(config_of())
     names = []
@@ -118,9 +117,7 @@ def test_an_intervened_step_leaves_no_flag_behind(
     assert module.student.state_dict().keys() == bert().state_dict().keys()
 
 
-def test_the_weights_of_the_first_stage_load_into_a_plain_model(
-    two_stage_run: Any, config_of: Callable[..., schema.Config]
-):
+def test_the_weights_of_the_first_stage_load_into_a_plain_model(two_stage_run: Any, config_of: Callable[..., Config]):
     """Defect 6: only command-line arguments made step 2 a plain student."""
     config = config_of(*TINY_TI)
     plain = build_model(config.model, data_info(config.data), 3)
@@ -192,7 +189,7 @@ def test_codes_and_scales_hold_the_evaluated_weights(quantizer: str, stages_of: 
         assert codes.max() - codes.min() <= 2**spec.storage_bits - 1
 
 
-def test_augmentation_of_text_that_does_not_exist_is_told(config_of: Callable[..., schema.Config]):
+def test_augmentation_of_text_that_does_not_exist_is_told(config_of: Callable[..., Config]):
     """Defect 12: augmentation raised a TypeError, within a cache's `except`, for half of the tasks."""
     with pytest.warns(UserWarning, match=r"data\.augment has no effect on the text of agreement"):
         build_datamodule(config_of("data=agreement", "model=bert_micro", "data.augment=true").data, 1)

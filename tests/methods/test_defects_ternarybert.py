@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lowbit.config.budget import epoch_steps
-from lowbit.config.schema import Config, DataConfig, ModelConfig, ModelKind
 from lowbit.data import build_datamodule, data_info
 from lowbit.modeling import Instrument, prepare
 from lowbit.modeling.build import build_model
 from lowbit.quantizers import LossAwareQuantizer, QuantizerSpec, QuantLinear, build_quantizer
 from lowbit.recipes import Stage, build_recipe
+from lowbit.settings.data import DataConfig
+from lowbit.settings.model import ModelConfig, ModelKind
+from lowbit.settings.run import Config
 from lowbit.training.schedules import build_schedule
 from lowbit.training.stage_runner import load_quantizer_state, load_weights, save_student
 
@@ -70,7 +72,7 @@ def test_the_head_has_the_width_of_the_task(kind: ModelKind, labels: int):
 
 
 def data_kind(name: str) -> Any:
-    from lowbit.config.schema import DataKind
+    from lowbit.settings.data import DataKind
 
     return DataKind[name]
 

@@ -14,11 +14,11 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from lowbit.config.image_schema import ImageConfig
-from lowbit.config.schema import DataConfig, DataKind, ModelConfig, ModelKind
 from lowbit.data import DataInfo, ImageInput, build_datamodule
 from lowbit.modeling.build import build_model
 from lowbit.modeling.inputs import image_input
+from lowbit.settings.data import DataConfig, DataKind, ImageConfig
+from lowbit.settings.model import ModelConfig, ModelKind
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -14,7 +14,6 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from lowbit.config import schema as S
 from lowbit.config.compose import choices, compose, hydra_session, to_config
 from lowbit.data import DataInfo
 from lowbit.modeling import Rule, prepare
@@ -23,6 +22,7 @@ from lowbit.modeling.families import LAYER_ROLES, ROLES, family_of
 from lowbit.modeling.sizes import model_size
 from lowbit.quantizers import QuantEmbedding, QuantFusedLinear, QuantizerSpec, QuantLinear
 from lowbit.recipes import build_rules
+from lowbit.settings.model import ModelConfig, ModelKind
 
 with hydra_session():
     MODELS = choices("model")
@@ -67,7 +67,7 @@ MILLIONS = {
 }
 
 
-def config_of(name: str) -> S.ModelConfig:
+def config_of(name: str) -> ModelConfig:
     return to_config(compose([f"model={name}"])).model
 
 
@@ -78,7 +78,7 @@ def instantiate(name: str) -> nn.Module:
             model, config, settings = CHECKPOINTS[name]
             return model(config(**settings))
         config = config_of(name)
-        info = TEXT if config.kind is S.ModelKind.bert else PIXELS if config.kind is S.ModelKind.timm_vit else IMAGES
+        info = TEXT if config.kind is ModelKind.bert else PIXELS if config.kind is ModelKind.timm_vit else IMAGES
         return build_model(config, info, 0)
 
 
@@ -87,7 +87,7 @@ NAMED = [name for name in MODELS if name not in WITHOUT_A_MODEL]
 
 def test_the_tables_above_name_files_that_exist():
     assert {*CHECKPOINTS, *MILLIONS} <= set(NAMED)
-    loaded = {name for name in NAMED if config_of(name).kind in (S.ModelKind.hf, S.ModelKind.timm)}
+    loaded = {name for name in NAMED if config_of(name).kind in (ModelKind.hf, ModelKind.timm)}
     assert loaded == set(MILLIONS)
 
 

@@ -15,13 +15,13 @@ from transformers import (
     XLMRobertaForQuestionAnswering,
 )
 
-from lowbit.config.schema import ModelConfig, ModelKind
 from lowbit.data import DataInfo
 from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.modeling.families import family_of
 from lowbit.modeling.trace import FIELDS
 from lowbit.quantizers import QuantLinear, quantizers_of
+from lowbit.settings.model import ModelConfig, ModelKind
 
 CLASSES = {
     "bert": (BertForQuestionAnswering, BertConfig),

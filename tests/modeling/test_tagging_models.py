@@ -15,12 +15,12 @@ from transformers import (
     XLMRobertaForTokenClassification,
 )
 
-from lowbit.config.schema import ModelConfig, ModelKind
 from lowbit.data import DataInfo
 from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.modeling.families import family_of
 from lowbit.quantizers import QuantLinear
+from lowbit.settings.model import ModelConfig, ModelKind
 
 CLASSES = {
     "bert": (BertForTokenClassification, BertConfig),

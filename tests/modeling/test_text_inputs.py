@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lowbit.config.enums import GlueTask, ModelKind
-from lowbit.config.schema import DataConfig, DataKind, ModelConfig
 from lowbit.data import build_datamodule
 from lowbit.modeling.build import build_tokenizer
+from lowbit.settings.data import DataConfig, DataKind, GlueTask
+from lowbit.settings.model import ModelConfig, ModelKind
 
 
 @pytest.fixture

@@ -2,19 +2,20 @@
 
 import pytest
 
-from lowbit.config import schema
 from lowbit.config.budget import stage_steps
 from lowbit.config.compose import compose, to_config
 from lowbit.losses import LossTerm
 from lowbit.recipes import Recipe, build_recipe, build_teacher_stage
+from lowbit.settings.losses import LossConfig, LossKind, Ramp
+from lowbit.settings.recipe import BudgetConfig, StageConfig
 
 
 def recipe(*overrides: str, steps_per_epoch: int = 10) -> Recipe:
     return build_recipe(to_config(compose(list(overrides))), steps_per_epoch)
 
 
-def steps(budget: schema.BudgetConfig, per_epoch: int = 10, **stages: dict[str, float]) -> dict[str, int]:
-    return stage_steps({name: schema.StageConfig(**kw) for name, kw in stages.items()}, budget, per_epoch)
+def steps(budget: BudgetConfig, per_epoch: int = 10, **stages: dict[str, float]) -> dict[str, int]:
+    return stage_steps({name: StageConfig(**kw) for name, kw in stages.items()}, budget, per_epoch)
 
 
 # --- budgets --------------------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def test_the_second_stage_takes_the_rest_of_the_epochs():
     ],
 )
 def test_steps_of_stages(budget: dict, stages: dict, expected: list[int]):
-    resolved = steps(schema.BudgetConfig(**budget), **stages)
+    resolved = steps(BudgetConfig(**budget), **stages)
     assert list(resolved) == list(stages)
     assert list(resolved.values()) == expected
 
@@ -57,7 +58,7 @@ def test_steps_of_stages(budget: dict, stages: dict, expected: list[int]):
 )
 def test_budgets_that_do_not_work_out(budget: dict, stages: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        steps(schema.BudgetConfig(**budget), **stages)
+        steps(BudgetConfig(**budget), **stages)
 
 
 def test_a_recipe_with_too_small_a_budget_is_refused():
@@ -107,7 +108,7 @@ def test_a_stage_changes_only_what_it_names():
             ]
         )
     )
-    ramp = schema.LossConfig(schema.LossKind.task, weight=0.5, weight_end=0.0, ramp=schema.Ramp.linear)
+    ramp = LossConfig(LossKind.task, weight=0.5, weight_end=0.0, ramp=Ramp.linear)
     config.method.stages["plain"].losses = {"labels": ramp}
     first, second = build_recipe(config, 10).stages
     assert (first.optimizer.lr, second.optimizer.lr) == (0.01, 0.002)

@@ -8,9 +8,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError
-from lowbit.config.schema import Config
 from lowbit.config.validate import load
 from lowbit.data import data_info
+from lowbit.settings.run import Config
 from lowbit.training.setup import make_datamodule, make_teacher_datamodule, make_teacher_model
 
 IMAGENET = (0.485, 0.456, 0.406)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
-from lowbit.config.schema import Config
 from lowbit.config.validate import load
 from lowbit.data import DataInfo, StepDataModule, build_datamodule
 from lowbit.data.agreement import PAD
 from lowbit.modeling import prepare
 from lowbit.quantizers import quantizers_of
 from lowbit.recipes import Stage, build_recipe
+from lowbit.settings.run import Config
 from lowbit.training.modules import DistillationModule
 from lowbit.training.quantization import calibrate_student
 from lowbit.training.stage_runner import build_trainer

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from tiny import TINY_TI, load_into
 from torchmetrics.classification import MulticlassAccuracy
 
-from lowbit.config.schema import Config
 from lowbit.config.validate import load
 from lowbit.data import build_datamodule, data_info
 from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.recipes import Stage, build_recipe
 from lowbit.results import read_run
+from lowbit.settings.run import Config
 from lowbit.training.checkpoints import CHECKPOINT
 from lowbit.training.guards import NonFiniteError
 from lowbit.training.loggers import MetricsFile

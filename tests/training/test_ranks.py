@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from tiny import TINY_TI
 from torch import Tensor
 
-from lowbit.config.schema import Config
 from lowbit.config.validate import load
 from lowbit.data import StepRows
 from lowbit.data.shares import Share, take_weights
 from lowbit.recipes import build_recipe
+from lowbit.settings.run import Config
 from lowbit.training.modules import DistillationModule
 from lowbit.training.quantization import calibrate_student
 from lowbit.training.ranks import Ranks, call_on_leader, is_leader, is_several, mean_over_ranks

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from lowbit.config import identity
-from lowbit.config.schema import LoggerMode
 from lowbit.config.validate import load
 from lowbit.files import is_alive
 from lowbit.results import read_run
+from lowbit.settings.run import LoggerMode
 from lowbit.training import wandb_run
 from lowbit.training.modules import DistillationModule
 from lowbit.training.run import train

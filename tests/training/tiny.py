@@ -7,8 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from lowbit.config.compose import to_config
-from lowbit.config.schema import Config
 from lowbit.config.validate import load
+from lowbit.settings.run import Config
 
 TINY_TI = (
     "data=agreement",

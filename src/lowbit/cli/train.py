@@ -15,12 +15,14 @@ from lowbit.cli.sweep import multirun
 from lowbit.cli.verbs import OVERRIDES, AddVerb, describe_error
 from lowbit.config import compose as C
 from lowbit.config import identity
-from lowbit.config import schema as S
 from lowbit.config.idle import idle_notes
 from lowbit.config.problems import ConfigError
 from lowbit.config.teacher import needs_teacher
 from lowbit.config.validate import load, planned_steps
 from lowbit.execution.parent import lead_children
+from lowbit.settings.model import TeacherSource
+from lowbit.settings.quantizer import FakeQuantConfig, QuantizerKind
+from lowbit.settings.run import Config
 
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # of torchrun, Lightning, srun
 
@@ -66,7 +68,7 @@ def _train(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(cfg: DictConfig, config: S.Config) -> Iterator[str]:
+def _plan(cfg: DictConfig, config: Config) -> Iterator[str]:
     """Yield what a run is about to do."""
     method, steps = config.method, planned_steps(config)
     long = "steps that the data decide" if steps is None else f"{steps} steps"
@@ -78,24 +80,24 @@ def _plan(cfg: DictConfig, config: S.Config) -> Iterator[str]:
     yield f"folder   {identity.run_folder(cfg, config)}"
 
 
-def _bits(config: S.Config) -> str:
+def _bits(config: Config) -> str:
     quantizer = config.quantizer
     specs = {"weights": quantizer.weight, "activations": quantizer.activation}
     if quantizer.name == "none" or not any(stage.quantize for stage in config.method.stages.values()):
         return "full precision"
-    words = [f"{what} {_width(spec)}" for what, spec in specs.items() if spec.kind is not S.QuantizerKind.none]
+    words = [f"{what} {_width(spec)}" for what, spec in specs.items() if spec.kind is not QuantizerKind.none]
     return f"{quantizer.name}: {', '.join(words) or 'by rules of its own'}"
 
 
-def _width(spec: S.FakeQuantConfig) -> str:
+def _width(spec: FakeQuantConfig) -> str:
     return spec.kind.name if spec.bits is None else f"{spec.kind.name} of {spec.bits:g} bits"
 
 
-def _teacher(cfg: DictConfig, config: S.Config) -> str:
+def _teacher(cfg: DictConfig, config: Config) -> str:
     teacher = config.teacher
     if not needs_teacher(config):
         return "none"
-    if teacher.source is not S.TeacherSource.finetune:
+    if teacher.source is not TeacherSource.finetune:
         return f"{teacher.path or 'the weights of the model'}, as given by teacher={teacher.source.name}"
     folder = Path(config.paths.outputs) / "teachers" / identity.teacher_id(cfg)
     if (folder / "teacher.json").is_file():

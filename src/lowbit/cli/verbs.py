@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 
 from lowbit.config import compose as C
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, nearest
-from lowbit.config.schema import Config
 from lowbit.config.sources import file_problems
 from lowbit.config.validate import load
 from lowbit.execution.states import state_of_run
 from lowbit.results.found import Found, choose_runs
+from lowbit.settings.run import Config
 
 OVERRIDES = "settings as KEY=VALUE; `lowbit ls` lists what there is, `lowbit check` tests a combination"
 SWEEP = "file name in sweeps/, without .yaml"

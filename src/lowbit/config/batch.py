@@ -30,11 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lowbit.config import compose as C
 from lowbit.config import identity
-from lowbit.config.fields import LIMIT
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, unknown_keys
-from lowbit.config.schema import PATHS, Config
 from lowbit.config.sources import unused_files
 from lowbit.config.validate import load, problems_of
+from lowbit.settings.fields import LIMIT
+from lowbit.settings.run import PATHS, Config
 
 Loaded = tuple[dict[str, Any], Config]
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")

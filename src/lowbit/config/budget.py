@@ -2,8 +2,9 @@
 
 import math
 
-from lowbit.config.schema import BudgetConfig, DataConfig, StageConfig
 from lowbit.config.soft_labels import rows_per_step
+from lowbit.settings.data import DataConfig
+from lowbit.settings.recipe import BudgetConfig, StageConfig
 
 
 def epoch_steps(rows: int, batch_size: int) -> int:

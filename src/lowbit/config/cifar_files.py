@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.config.data_files import stamp
-from lowbit.config.enums import DataKind
+from lowbit.settings.data import DataKind
 
 SIDE = 32
 _PIXELS = 3 * SIDE * SIDE

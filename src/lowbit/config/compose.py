@@ -22,7 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from lowbit.config.schema import PATHS, Config
+from lowbit.settings.run import PATHS, Config
 
 ROOT_CONFIG = "config"
 # Of a value, what Hydra's grammar reads without quotes, and what has a meaning in it.

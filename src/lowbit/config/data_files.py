@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from lowbit.config.schema import DataConfig
 from lowbit.files import sha256_of
+from lowbit.settings.data import DataConfig
 
 
 def limit_rows(key: str, value: int | None, rows: int, config: DataConfig) -> int:

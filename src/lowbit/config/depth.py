@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lowbit.config import schema as S
+from lowbit.settings.model import ModelConfig, ModelKind
+from lowbit.settings.recipe import StudentInit
+from lowbit.settings.run import Config
 
-LOADED = (S.ModelKind.hf, S.ModelKind.timm)
+LOADED = (ModelKind.hf, ModelKind.timm)
 
 
-def depth_of(model: S.ModelConfig) -> int | None:
+def depth_of(model: ModelConfig) -> int | None:
     """Return the number of layers; None where it is known only once the model is loaded."""
     if model.kind in LOADED:
         return None if model.depths is None else sum(model.depths)
     return model.num_layers
 
 
-def depth_problems(config: S.Config) -> Iterator[str]:
+def depth_problems(config: Config) -> Iterator[str]:
     """Yield what does not fit the layers of the model."""
     model = config.model
     if model.depths is None:
@@ -29,7 +31,7 @@ def depth_problems(config: S.Config) -> Iterator[str]:
         yield from _stages(config, model.depths)
 
 
-def _stages(config: S.Config, depths: list[int]) -> Iterator[str]:
+def _stages(config: Config, depths: list[int]) -> Iterator[str]:
     method = config.method
     why = f"model={config.model.name} has stages of {depths} layers, each of its own width"
     if method.layer_map is not None:
@@ -38,5 +40,5 @@ def _stages(config: S.Config, depths: list[int]) -> Iterator[str]:
     if target is not None and depths[0] <= target < sum(depths):
         yield f"method.embedding_target={target}: {why}; allowed are layers of the first, 0 to {depths[0] - 1}"
     for name, stage in method.stages.items():
-        if stage.student is S.StudentInit.narrow:
+        if stage.student is StudentInit.narrow:
             yield f"method.stages.{name}.student=narrow: {why}; there is no rule for halving it: choose another method"

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from lowbit.config.data_files import file_digest, joined_digest, length_problem, limit_rows, stamp
-from lowbit.config.enums import DataSource, OnBadRow
 from lowbit.config.glue_tasks import TASKS, TRAIN, SplitName, TaskDescription
-from lowbit.config.schema import DataConfig
+from lowbit.settings.data import DataConfig, DataSource, OnBadRow
 
 SAVED = "dataset_dict.json"  # what `DatasetDict.save_to_disk` leaves at the top
 MANIFEST = "state.json"  # and for each split

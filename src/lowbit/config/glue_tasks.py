@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lowbit.config.enums import GlueTask
+from lowbit.settings.data import GlueTask
 
 Score = Literal["accuracy", "matthews", "accuracy_f1", "pearson_spearman", "f1", "entity_f1", "ndcg"]
 LARGEST_SCORE = 5.0  # of STS-B, whose labels are similarities from 0 on

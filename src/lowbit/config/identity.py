@@ -13,9 +13,10 @@ from lowbit.config.data_files import file_digest
 from lowbit.config.glue_files import fingerprint
 from lowbit.config.image_files import IMAGE_FILES, image_fingerprint
 from lowbit.config.label_store import store_digest
-from lowbit.config.schema import Config, DataConfig, DataKind, ImageConfig
 from lowbit.config.squad_files import squad_fingerprint
 from lowbit.config.xglue_files import xglue_fingerprint
+from lowbit.settings.data import DataConfig, DataKind, ImageConfig
+from lowbit.settings.run import Config
 
 Composed = DictConfig | Mapping[str, Any]  # as Hydra composes it, or as `resolved` returns it
 NOT_IDENTITY = (

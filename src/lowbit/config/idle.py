@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lowbit.config import schema as S
-from lowbit.config.fields import settings_of
 from lowbit.config.kinds import FACTS
 from lowbit.config.quantization import rule_lists
 from lowbit.config.teacher import needs_teacher
+from lowbit.settings.data import TEXT
+from lowbit.settings.fields import settings_of
+from lowbit.settings.model import TeacherSource
+from lowbit.settings.quantizer import CorrectionKind, EstimatorsConfig
+from lowbit.settings.recipe import StudentInit
+from lowbit.settings.run import Config
 
 # The groups that only a quantized stage reads, and whether they ask for anything.
-_QUANTIZATION: dict[str, Callable[[S.Config], bool]] = {
+_QUANTIZATION: dict[str, Callable[[Config], bool]] = {
     "quantizer": lambda config: config.quantizer.name != "none",
-    "estimator": lambda config: config.estimator != S.EstimatorsConfig(),
-    "correction": lambda config: config.correction.kind is not S.CorrectionKind.none,
+    "estimator": lambda config: config.estimator != EstimatorsConfig(),
+    "correction": lambda config: config.correction.kind is not CorrectionKind.none,
     "oscillation": lambda config: config.oscillation.track or config.oscillation.freeze,
 }
 _DRAWN = tuple(f"data.image.{name}" for name in ("scale", "flip", "color_jitter", "randaugment", "random_erasing"))
 _TRAINING = ("teacher.seed", "teacher.budget", "teacher.optimizer", "teacher.scheduler")
 
 
-def idle_problems(config: S.Config, overrides: list[str]) -> Iterator[str]:
+def idle_problems(config: Config, overrides: list[str]) -> Iterator[str]:
     """Yield what an override sets although nothing reads it."""
     given = _given(overrides)
     yield from _idle(config, given, harmless=False)
@@ -30,7 +34,7 @@ def idle_problems(config: S.Config, overrides: list[str]) -> Iterator[str]:
             yield f"{text}: has no effect, since {reason}"
 
 
-def idle_notes(config: S.Config, overrides: list[str]) -> Iterator[str]:
+def idle_notes(config: Config, overrides: list[str]) -> Iterator[str]:
     """Yield overrides that this method leaves idle; crossed with other methods in a sweep they make sense."""
     stages = config.method.stages.values()
     untrained = all(stage.steps == 0 for stage in stages)
@@ -41,7 +45,7 @@ def idle_notes(config: S.Config, overrides: list[str]) -> Iterator[str]:
         group = key.partition(".")[0]
         if group == "teacher" and not needs_teacher(config):
             yield f"{text}: has no effect, since {method} needs no teacher"
-        elif key.startswith(_TRAINING) and config.teacher.source is not S.TeacherSource.finetune:
+        elif key.startswith(_TRAINING) and config.teacher.source is not TeacherSource.finetune:
             yield f"{text}: has no effect, since teacher.source={config.teacher.source.name} trains no teacher"
         elif group in ("optimizer", "scheduler") and untrained:
             yield f"{text}: has no effect, since {method} trains nothing"
@@ -49,7 +53,7 @@ def idle_notes(config: S.Config, overrides: list[str]) -> Iterator[str]:
             yield f"{text}: has no effect, since every stage of {method} has a number of steps of its own"
 
 
-def _idle(config: S.Config, given: dict[str, str], *, harmless: bool) -> Iterator[str]:
+def _idle(config: Config, given: dict[str, str], *, harmless: bool) -> Iterator[str]:
     for found in settings_of(config):
         changed = found.key in given and found.value not in (None, found.default)
         # What is given for certain, `validate` has refused.
@@ -63,7 +67,7 @@ def _given(overrides: list[str]) -> dict[str, str]:
     return {key.rpartition("@")[2]: text for key, text in pairs}
 
 
-def _reasons(config: S.Config, key: str) -> Iterator[str]:
+def _reasons(config: Config, key: str) -> Iterator[str]:
     method, quantizer = config.method, config.quantizer
     stages = method.stages.values()
     group, _, rest = key.partition(".")
@@ -81,9 +85,9 @@ def _reasons(config: S.Config, key: str) -> Iterator[str]:
         yield "codes are not watched; choose oscillation=track or freeze"
     if key.startswith("method.losses") and all(stage.losses for stage in stages):
         yield f"every stage of method={method.name} has losses of its own; set method.stages.STAGE.losses"
-    if key == "method.width" and not any(stage.student is S.StudentInit.narrow for stage in stages):
+    if key == "method.width" and not any(stage.student is StudentInit.narrow for stage in stages):
         yield f"no stage of method={method.name} has a narrow student"
-    if key == "data.length_grouped" and config.data.kind not in S.TEXT:
+    if key == "data.length_grouped" and config.data.kind not in TEXT:
         yield f"data={config.data.name} holds images"
     if key in _DRAWN and not config.data.augment:
         yield "data.augment=false: training images are cut as those of the evaluation"

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from lowbit.config.cifar_files import CIFAR, SIDE, batch_files, count_rows
 from lowbit.config.data_files import file_digest, joined_digest, limit_rows
-from lowbit.config.enums import DataKind, DataSource, OnBadRow
 from lowbit.config.image_folders import Listing, first_folder, list_images
-from lowbit.config.image_schema import ImageConfig
-from lowbit.config.schema import DataConfig
+from lowbit.settings.data import DataConfig, DataKind, DataSource, ImageConfig, OnBadRow
 
 IMAGE_FILES = (DataKind.image_folder, DataKind.cifar10, DataKind.cifar100)
 _EVALUATION = ("val", "validation", "test")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowbit.config.enums import EstimatorKind, Granularity, QuantizerKind, ScaleInit
+from lowbit.settings.quantizer import EstimatorKind, Granularity, QuantizerKind, ScaleInit
 
 _G, _K, _I = Granularity, QuantizerKind, ScaleInit
 WEIGHT = (_G.tensor, _G.row, _G.head)

@@ -6,16 +6,27 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields
 
-from lowbit.config import schema as S
-from lowbit.config.fields import field_problems, word
 from lowbit.config.kinds import COMMON, FACTS, GRIDLESS, SEQ_BITS, UNIFORM_ONLY, KindFacts
+from lowbit.settings.fields import field_problems, word
+from lowbit.settings.quantizer import (
+    CorrectionKind,
+    EstimatorConfig,
+    EstimatorKind,
+    FakeQuantConfig,
+    Granularity,
+    NoiseUnit,
+    QuantizerConfig,
+    QuantizerKind,
+    RuleConfig,
+)
+from lowbit.settings.run import Config
 
 _OPERANDS = ("query", "key", "probs", "value")
-_EMBEDDING = (S.Granularity.tensor, S.Granularity.row)
+_EMBEDDING = (Granularity.tensor, Granularity.row)
 _LARGEST_AMPLITUDE = 1 / (math.sqrt(2) * math.pi)
 
 
-def quantization_problems(config: S.Config) -> Iterator[str]:
+def quantization_problems(config: Config) -> Iterator[str]:
     """Yield every problem of what is quantized and how, one line each."""
     for key, spec, slot in _specs(config.quantizer):
         yield from _fake_quant(key, spec, slot)
@@ -23,7 +34,7 @@ def quantization_problems(config: S.Config) -> Iterator[str]:
             role = "activation" if slot == "input" else "weight"
             yield from _estimator_fits(key, spec, f"estimator.{role}", getattr(config.estimator, role))
     for where, rule in rule_lists(config.quantizer):
-        if rule.input is not None and rule.input.kind in FACTS and rule.input.granularity is S.Granularity.head:
+        if rule.input is not None and rule.input.kind in FACTS and rule.input.granularity is Granularity.head:
             yield (
                 f"{where}.input.granularity=head: inputs of layers have no heads yet; set it for "
                 "the operands only, quantizer.operand or a rule's bmm, as conf/quantizer/lsq_per_head.yaml does"
@@ -36,7 +47,7 @@ def quantization_problems(config: S.Config) -> Iterator[str]:
     yield from _oscillation(config)
 
 
-def rule_lists(quantizer: S.QuantizerConfig) -> Iterator[tuple[str, S.RuleConfig]]:
+def rule_lists(quantizer: QuantizerConfig) -> Iterator[tuple[str, RuleConfig]]:
     """Yield (key, rule) of the scheme's rules and of those of single stages."""
     for index, rule in enumerate(quantizer.rules):
         yield f"quantizer.rules.{index}", rule
@@ -45,7 +56,7 @@ def rule_lists(quantizer: S.QuantizerConfig) -> Iterator[tuple[str, S.RuleConfig
             yield f"quantizer.by_stage.{stage}.rules.{index}", rule
 
 
-def _specs(quantizer: S.QuantizerConfig) -> list[tuple[str, S.FakeQuantConfig, str]]:
+def _specs(quantizer: QuantizerConfig) -> list[tuple[str, FakeQuantConfig, str]]:
     """Return (key, settings, slot) of every quantizer; a rule that refers to a shared one repeats nothing."""
     shared = [
         ("quantizer.weight", quantizer.weight, "weight"),
@@ -63,7 +74,7 @@ def _specs(quantizer: S.QuantizerConfig) -> list[tuple[str, S.FakeQuantConfig, s
     return found
 
 
-def _fake_quant(key: str, spec: S.FakeQuantConfig, slot: str) -> Iterator[str]:
+def _fake_quant(key: str, spec: FakeQuantConfig, slot: str) -> Iterator[str]:
     facts = FACTS.get(spec.kind)
     given = {f.name: getattr(spec, f.name) for f in fields(spec) if getattr(spec, f.name) is not None}
     if facts is None:
@@ -78,7 +89,7 @@ def _fake_quant(key: str, spec: S.FakeQuantConfig, slot: str) -> Iterator[str]:
     yield from _values(key, spec, facts)
 
 
-def _granularity(key: str, spec: S.FakeQuantConfig, slot: str, facts: KindFacts) -> Iterator[str]:
+def _granularity(key: str, spec: FakeQuantConfig, slot: str, facts: KindFacts) -> Iterator[str]:
     allowed = facts.input if slot == "input" else facts.weight
     if slot == "embedding":
         allowed = tuple(g for g in allowed if g in _EMBEDDING)
@@ -90,26 +101,26 @@ def _granularity(key: str, spec: S.FakeQuantConfig, slot: str, facts: KindFacts)
         yield f"{key}.granularity={spec.granularity.name}: kind {spec.kind.name} allows {names} here"
 
 
-def _bits(key: str, spec: S.FakeQuantConfig, facts: KindFacts) -> Iterator[str]:
+def _bits(key: str, spec: FakeQuantConfig, facts: KindFacts) -> Iterator[str]:
     bits, name = spec.bits, spec.kind.name
     shown = "null" if bits is None else f"{bits:g}"
     if facts.bits is None:
         if bits is not None:
             yield f"{key}.bits={shown}: kind {name} has one width only; set bits to null, or choose another kind"
-    elif spec.kind is S.QuantizerKind.seq:
+    elif spec.kind is QuantizerKind.seq:
         if bits not in SEQ_BITS:
             yield f"{key}.bits={shown}: kind seq takes {', '.join(f'{b:g}' for b in SEQ_BITS)} bits"
     else:
         low, high = facts.bits
-        low = 1 if spec.kind is S.QuantizerKind.lsq and spec.signed is False else low
+        low = 1 if spec.kind is QuantizerKind.lsq and spec.signed is False else low
         if bits is None or not low <= bits <= high or bits != int(bits):
             yield f"{key}.bits={shown}: kind {name} takes {low} to {high} bits; ternary weights are kind: twn"
 
 
-def _values(key: str, spec: S.FakeQuantConfig, facts: KindFacts) -> Iterator[str]:
+def _values(key: str, spec: FakeQuantConfig, facts: KindFacts) -> Iterator[str]:
     if spec.init is not None and facts.inits and spec.init not in facts.inits:
         yield f"{key}.init={spec.init.name}: kind {spec.kind.name} allows {', '.join(i.name for i in facts.inits)}"
-    block = spec.kind is S.QuantizerKind.block_noise
+    block = spec.kind is QuantizerKind.block_noise
     if not facts.noise and spec.noise is not None:
         yield f"{key}.noise={spec.noise.name}: kind {spec.kind.name} has no scalar noise; set it to null"
     if spec.noise_rate is not None and not (facts.noise or block):
@@ -118,27 +129,27 @@ def _values(key: str, spec: S.FakeQuantConfig, facts: KindFacts) -> Iterator[str
         yield f"{key}: noise and noise_rate go together, for example noise: element and noise_rate: 0.5"
     if spec.noise_rate == 1 and block:
         yield f"{key}.noise_rate=1: kind {spec.kind.name} needs a rate below 1"
-    if spec.noise is S.NoiseUnit.row and spec.granularity is S.Granularity.head:
+    if spec.noise is NoiseUnit.row and spec.granularity is Granularity.head:
         yield f"{key}.noise=row: with granularity head use noise: element"
 
 
-def _estimator(key: str, config: S.EstimatorConfig) -> Iterator[str]:
-    if config.kind is S.EstimatorKind.stable_qat and _largest_slope(config) > _LARGEST_AMPLITUDE * (1 + 1e-9):
+def _estimator(key: str, config: EstimatorConfig) -> Iterator[str]:
+    if config.kind is EstimatorKind.stable_qat and _largest_slope(config) > _LARGEST_AMPLITUDE * (1 + 1e-9):
         yield (
             f"{key}.amplitude={config.amplitude}: StableQAT's slope would turn negative; the limit is "
             f"1/(sqrt(2) pi) = {_LARGEST_AMPLITUDE:.4f}, the paper's value 0.21"
         )
 
 
-def _largest_slope(config: S.EstimatorConfig) -> float:
+def _largest_slope(config: EstimatorConfig) -> float:
     series = config.amplitudes or [config.amplitude * (-1) ** m / (2 * m + 1) for m in range(config.terms + 1)]
     points = [k / 2000 for k in range(1001)]
     return max(abs(sum(a * math.cos((2 * m + 1) * math.pi * d) for m, a in enumerate(series))) for d in points)
 
 
-def _estimator_fits(key: str, spec: S.FakeQuantConfig, where: str, estimator: S.EstimatorConfig) -> Iterator[str]:
+def _estimator_fits(key: str, spec: FakeQuantConfig, where: str, estimator: EstimatorConfig) -> Iterator[str]:
     facts, kind = FACTS[spec.kind], estimator.kind
-    if kind is S.EstimatorKind.published:
+    if kind is EstimatorKind.published:
         return
     if not facts.estimators:
         yield f"{where}.kind={kind.name}: {key} has kind {spec.kind.name}, which takes only: published"
@@ -150,26 +161,26 @@ def _estimator_fits(key: str, spec: S.FakeQuantConfig, where: str, estimator: S.
         )
 
 
-def _correction(config: S.Config) -> Iterator[str]:
+def _correction(config: Config) -> Iterator[str]:
     correction = config.correction
-    if correction.kind is S.CorrectionKind.none:
+    if correction.kind is CorrectionKind.none:
         return
     yield from _needs_codes(config.quantizer, f"correction.kind={correction.kind.name}")
     rates = [config.optimizer.lr, *(stage.optimizer.lr or 0.0 for stage in config.method.stages.values())]
     rate = max(rates) * correction.strength
-    if correction.kind is S.CorrectionKind.cage and not correction.coupled and rate >= 1:
+    if correction.kind is CorrectionKind.cage and not correction.coupled and rate >= 1:
         yield (
             f"correction.strength={correction.strength}: times the learning rate {max(rates)} it must stay below "
             "1, or weights jump over their grid"
         )
 
 
-def _oscillation(config: S.Config) -> Iterator[str]:
+def _oscillation(config: Config) -> Iterator[str]:
     if config.oscillation.track or config.oscillation.freeze:
         yield from _needs_codes(config.quantizer, "oscillation.track=true")
 
 
-def _needs_codes(quantizer: S.QuantizerConfig, what: str) -> Iterator[str]:
+def _needs_codes(quantizer: QuantizerConfig, what: str) -> Iterator[str]:
     weights = [(key, spec) for key, spec, slot in _specs(quantizer) if slot != "input"]
     for key, spec in weights:
         if spec.kind in GRIDLESS:

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lowbit.config import schema as S
 from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.label_store import whole_manifest
+from lowbit.settings.data import DataConfig, DataKind
+from lowbit.settings.losses import LossKind
+from lowbit.settings.run import Config
 
-_IMAGES = (S.DataKind.digits, *IMAGE_FILES)
+_IMAGES = (DataKind.digits, *IMAGE_FILES)
 
 
-def store_folder(data: S.DataConfig) -> Path | None:
+def store_folder(data: DataConfig) -> Path | None:
     """Return the folder of the store that the run trains on, None for whole images."""
     return None if data.soft_labels is None else Path(data.soft_labels).expanduser()
 
 
-def rows_per_step(data: S.DataConfig) -> int:
+def rows_per_step(data: DataConfig) -> int:
     """Return the training rows of one step: `batch_size` counts crops where each row gives several."""
     return data.batch_size if data.soft_labels is None else -(-data.batch_size // max(data.num_crops, 1))
 
 
-def soft_label_problems(config: S.Config) -> Iterator[str]:
+def soft_label_problems(config: Config) -> Iterator[str]:
     """Yield every problem of the store and of the loss that reads it."""
     data = config.data
     folder = store_folder(data)
@@ -30,7 +32,7 @@ def soft_label_problems(config: S.Config) -> Iterator[str]:
         f"method.stages.{stage_name}.losses.{key}" if stage.losses else f"method.losses.{key}"
         for stage_name, stage in config.method.stages.items()
         for key, loss in (stage.losses or config.method.losses).items()
-        if loss.kind is S.LossKind.soft_labels and loss.is_on
+        if loss.kind is LossKind.soft_labels and loss.is_on
     ]
     if folder is None:
         if losses:
@@ -52,7 +54,7 @@ def soft_label_problems(config: S.Config) -> Iterator[str]:
     yield from _store_problems(folder, data)
 
 
-def _store_problems(folder: Path, data: S.DataConfig) -> Iterator[str]:
+def _store_problems(folder: Path, data: DataConfig) -> Iterator[str]:
     try:
         manifest = whole_manifest(folder, checksums=False)
     except (ValueError, OSError) as error:

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lowbit.config import compose as C
 from lowbit.config.problems import explain, nearest
-from lowbit.config.schema import Config
+from lowbit.settings.run import Config
 
 _HEADER = re.compile(r"#+\s*@package\s+(\S+)")
 _GLOBAL = "# @package _global_"

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lowbit.config.data_files import file_digest, joined_digest, limit_rows, stamp
-from lowbit.config.enums import DataSource, OnBadRow, SquadVersion
-from lowbit.config.schema import DataConfig
+from lowbit.settings.data import DataConfig, DataSource, OnBadRow, SquadVersion
 
 Part = Literal["train", "dev"]
 # Where an entry stands, and its paragraph's text with the entry itself, or what keeps it from having them.

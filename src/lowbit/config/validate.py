@@ -11,10 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lowbit.config import compose as C
-from lowbit.config import schema as S
 from lowbit.config.budget import epoch_steps, stage_steps
 from lowbit.config.depth import depth_of, depth_problems
-from lowbit.config.fields import field_problems
 from lowbit.config.glue_files import glue_problems, train_rows
 from lowbit.config.idle import idle_problems
 from lowbit.config.image_files import IMAGE_FILES, image_problems, train_images
@@ -26,19 +24,25 @@ from lowbit.config.sources import file_problems, places, unused_files
 from lowbit.config.squad_files import squad_problems
 from lowbit.config.teacher import teacher_problems
 from lowbit.config.xglue_files import xglue_problems, xglue_train_rows
+from lowbit.settings.data import TEXT, DataConfig, DataKind, DataSource, ImageConfig, SquadVersion, TokenizerKind
+from lowbit.settings.fields import field_problems
+from lowbit.settings.losses import LossKind, PhaseConfig, Ramp, Site
+from lowbit.settings.model import ModelConfig, ModelKind
+from lowbit.settings.recipe import ScaleUpdate, StageConfig, StudentInit
+from lowbit.settings.run import Config
 
 _PUBLISHED_TEXT = {
-    S.DataKind.glue: glue_problems,
-    S.DataKind.squad: squad_problems,
-    S.DataKind.xglue: xglue_problems,
+    DataKind.glue: glue_problems,
+    DataKind.squad: squad_problems,
+    DataKind.xglue: xglue_problems,
 }
-_TRAIN_ROWS = {S.DataKind.digits: 1297, S.DataKind.agreement: 20_000}
-_IMAGE_MODELS = (S.ModelKind.vit, S.ModelKind.timm_vit, S.ModelKind.timm)
-_OF_HEADS = (S.LossKind.scores, S.LossKind.maps, S.LossKind.maps_mse)
-_WITHOUT_TEACHER = (S.LossKind.task, S.LossKind.soft_labels, S.LossKind.obr)
+_TRAIN_ROWS = {DataKind.digits: 1297, DataKind.agreement: 20_000}
+_IMAGE_MODELS = (ModelKind.vit, ModelKind.timm_vit, ModelKind.timm)
+_OF_HEADS = (LossKind.scores, LossKind.maps, LossKind.maps_mse)
+_WITHOUT_TEACHER = (LossKind.task, LossKind.soft_labels, LossKind.obr)
 
 
-def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, S.Config]:
+def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, Config]:
     """Compose and validate one run; return the config as OmegaConf node and as typed object.
 
     `labelling` is for writing the soft-label store that the run will need: `data.soft_labels` is then null.
@@ -83,7 +87,7 @@ def _of_what_was_asked_for(problems: list[str], good: list[str], refused: list[s
     return [problem for problem in problems if not any(re.search(pattern, problem) for pattern in stands_in)]
 
 
-def problems_of(config: S.Config, overrides: list[str], *, labelling: bool = False) -> list[str]:
+def problems_of(config: Config, overrides: list[str], *, labelling: bool = False) -> list[str]:
     """Return every problem of a typed config and of the overrides that led to it; `labelling` as for `load`."""
     stored = [] if labelling else soft_label_problems(config)
     return _located([*validate(config), *idle_problems(config, overrides), *stored], overrides)
@@ -110,7 +114,7 @@ def _missing(cfg: DictConfig) -> list[str]:
     return sorted(walk(OmegaConf.to_container(cfg, resolve=False), ""))
 
 
-def validate(config: S.Config) -> list[str]:
+def validate(config: Config) -> list[str]:
     """Return every problem of a typed config, one line each."""
     wrong = list(field_problems(config))
     checks = [_trainer, _data_and_model, depth_problems, teacher_problems, quantization_problems, _method, _budget]
@@ -121,7 +125,7 @@ def validate(config: S.Config) -> list[str]:
     return [*wrong, *(problem for problem in others if problem.partition(":")[0] not in keys)]
 
 
-def _trainer(config: S.Config) -> Iterator[str]:
+def _trainer(config: Config) -> Iterator[str]:
     if config.logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
         yield "logger.tensorboard=true needs the package tensorboard: run `pip install tensorboard`"
     processes = config.trainer.devices * config.trainer.num_nodes
@@ -132,7 +136,7 @@ def _trainer(config: S.Config) -> Iterator[str]:
         )
 
 
-def _data_and_model(config: S.Config) -> Iterator[str]:
+def _data_and_model(config: Config) -> Iterator[str]:
     data = config.data
     yield from _data(data)
     yield from _model(data, config.model)
@@ -140,27 +144,27 @@ def _data_and_model(config: S.Config) -> Iterator[str]:
         yield from _model(data, config.teacher.model)
 
 
-def _data(data: S.DataConfig) -> Iterator[str]:
+def _data(data: DataConfig) -> Iterator[str]:
     yield from _data_name(data)
     if data.kind in _PUBLISHED_TEXT:
         yield from _published_text(data)
     if data.kind in IMAGE_FILES:
         yield from image_problems(data)
-    elif data.image != S.ImageConfig():
+    elif data.image != ImageConfig():
         yield f"data.image: has no effect on data={data.name}; choose image files, for example data=imagenet"
 
 
-def _data_name(data: S.DataConfig) -> Iterator[str]:
+def _data_name(data: DataConfig) -> Iterator[str]:
     """Refuse to train on one data set under the name of another: tables and files would call it that."""
     match data.kind:
-        case S.DataKind.image_folder:
+        case DataKind.image_folder:
             return  # the user's own images
-        case S.DataKind.glue:
+        case DataKind.glue:
             content = data.task and data.task.name
-        case S.DataKind.xglue:
+        case DataKind.xglue:
             content = data.xglue_task and data.xglue_task.name
-        case S.DataKind.squad:
-            content = data.version and {S.SquadVersion.v1_1: "squad", S.SquadVersion.v2_0: "squad_v2"}[data.version]
+        case DataKind.squad:
+            content = data.version and {SquadVersion.v1_1: "squad", SquadVersion.v2_0: "squad_v2"}[data.version]
         case _:
             content = data.kind.name
     own = data.name.removeprefix(f"{content}_").removeprefix(f"{content}-")
@@ -171,41 +175,41 @@ def _data_name(data: S.DataConfig) -> Iterator[str]:
         )
 
 
-def _model(data: S.DataConfig, model: S.ModelConfig) -> Iterator[str]:
-    is_text = data.kind in S.TEXT
+def _model(data: DataConfig, model: ModelConfig) -> Iterator[str]:
+    is_text = data.kind in TEXT
     if is_text and model.kind in _IMAGE_MODELS:
-        fitting = "bert_micro" if data.kind is S.DataKind.agreement else "minilm or hf"
+        fitting = "bert_micro" if data.kind is DataKind.agreement else "minilm or hf"
         yield f"model={model.name} reads images, data={data.name} is text: use model={fitting}"
-    if not is_text and data.tokenizer is S.TokenizerKind.model:
+    if not is_text and data.tokenizer is TokenizerKind.model:
         yield f"data.tokenizer=model: data={data.name} holds images; leave it out"
-    if not is_text and model.kind is S.ModelKind.bert:
+    if not is_text and model.kind is ModelKind.bert:
         yield f"model={model.name} reads text, data={data.name} holds images: use model=vit_micro or timm"
     if model.hidden_size % max(model.num_heads, 1):
         yield f"model.hidden_size={model.hidden_size}: must be a multiple of model.num_heads={model.num_heads}"
-    if model.kind is S.ModelKind.hf and is_text and data.tokenizer is not S.TokenizerKind.model:
+    if model.kind is ModelKind.hf and is_text and data.tokenizer is not TokenizerKind.model:
         yield f"model={model.name} has its own vocabulary: set data.tokenizer=model"
-    if model.kind is S.ModelKind.bert and data.tokenizer is S.TokenizerKind.model:
-        remedy = "set data.tokenizer=words" if data.kind is S.DataKind.agreement else "use model=minilm or hf"
+    if model.kind is ModelKind.bert and data.tokenizer is TokenizerKind.model:
+        remedy = "set data.tokenizer=words" if data.kind is DataKind.agreement else "use model=minilm or hf"
         yield f"model={model.name} has no tokenizer: {remedy}"
-    if model.kind is S.ModelKind.hf:
+    if model.kind is ModelKind.hf:
         yield from _hf_source(model)
-    if model.kind is S.ModelKind.timm and model.timm_name is None:
+    if model.kind is ModelKind.timm and model.timm_name is None:
         yield "model.timm_name: no value; set it, for example model.timm_name=deit_tiny_patch16_224"
-    if model.revision is not None and (model.kind is not S.ModelKind.hf or model.path is None):
+    if model.revision is not None and (model.kind is not ModelKind.hf or model.path is None):
         yield f"model.revision={model.revision}: is of model.path on the hub; set it to null"
 
 
-def _published_text(data: S.DataConfig) -> Iterator[str]:
+def _published_text(data: DataConfig) -> Iterator[str]:
     yield from _PUBLISHED_TEXT[data.kind](data)
-    if data.revision is not None and data.source is S.DataSource.folder:
+    if data.revision is not None and data.source is DataSource.folder:
         yield f"data.revision={data.revision}: has no effect on data.source=folder: set it to null, or data.source=hub"
-    if data.tokenizer is not S.TokenizerKind.model:
+    if data.tokenizer is not TokenizerKind.model:
         yield f"data={data.name} has no word list of its own: set data.tokenizer=model"
-    if data.max_length is None and data.kind is not S.DataKind.squad:  # which says so itself
+    if data.max_length is None and data.kind is not DataKind.squad:  # which says so itself
         yield "data.max_length=null: a text of more tokens than the model has positions stops the run; set 128 or so"
 
 
-def _hf_source(model: S.ModelConfig) -> Iterator[str]:
+def _hf_source(model: ModelConfig) -> Iterator[str]:
     if model.package is not None:
         if importlib.util.find_spec(model.package) is None:
             name = model.package.replace("_", "-")
@@ -216,7 +220,7 @@ def _hf_source(model: S.ModelConfig) -> Iterator[str]:
         yield from source_problems("model.path", model.path)
 
 
-def _method(config: S.Config) -> Iterator[str]:
+def _method(config: Config) -> Iterator[str]:
     depth = depth_of(config.model)
     students = depth if config.method.layer_map is None else len(config.method.layer_map)
     for name, stage in config.method.stages.items():
@@ -228,7 +232,7 @@ def _method(config: S.Config) -> Iterator[str]:
             yield from _ramp(f"{where}, loss {key}", "weight_end", loss.ramp, loss.weight_end)
             if not stage.teacher and loss.kind not in _WITHOUT_TEACHER:
                 yield f"{where}, loss {key}: kind {loss.kind.name} needs a teacher; set {where}.teacher=true"
-            if stage.student is S.StudentInit.narrow and stage.supervisor == "teacher" and loss.kind in _OF_HEADS:
+            if stage.student is StudentInit.narrow and stage.supervisor == "teacher" and loss.kind in _OF_HEADS:
                 yield f"{where}, loss {key}: kind {loss.kind.name} compares heads, of which a narrow student has fewer"
         if stage.intervention is not None:
             yield from _intervention(f"{where}.intervention", stage, students)
@@ -237,18 +241,18 @@ def _method(config: S.Config) -> Iterator[str]:
     first = next(iter(config.method.stages.values()), None)
     if first is None:
         yield f"method={config.method.name}: no stages"
-    elif first.student in (S.StudentInit.previous, S.StudentInit.split):
+    elif first.student in (StudentInit.previous, StudentInit.split):
         yield "the first stage has no previous one: set its student to teacher or fresh"
 
 
-def _scale_update(where: str, stage: S.StageConfig, config: S.Config) -> Iterator[str]:
+def _scale_update(where: str, stage: StageConfig, config: Config) -> Iterator[str]:
     update = stage.optimizer.scale_update or config.optimizer.scale_update
     lr = stage.optimizer.scale_lr or config.optimizer.scale_lr
-    if update is S.ScaleUpdate.sgd and lr is None:
+    if update is ScaleUpdate.sgd and lr is None:
         yield f"{where}: optimizer.scale_update=sgd needs a rate of its own: set optimizer.scale_lr, for example 1e-3"
 
 
-def _layers(config: S.Config) -> Iterator[str]:
+def _layers(config: Config) -> Iterator[str]:
     depth = depth_of(config.model)
     if depth is not None:
         yield from _layer_numbers(config, depth)
@@ -263,11 +267,11 @@ def _layers(config: S.Config) -> Iterator[str]:
             yield f"quantizer.by_stage.{name}: method={config.method.name} has the stages {stages}"
 
 
-def _layer_numbers(config: S.Config, depth: int) -> Iterator[str]:
+def _layer_numbers(config: Config, depth: int) -> Iterator[str]:
     layer_map = config.method.layer_map
     if layer_map is not None and (not 0 < len(layer_map) <= depth or set(layer_map) - set(range(depth))):
         yield f"method.layer_map={layer_map}: give each of 1 to {depth} student layers one of 0 to {depth - 1}"
-    fresh = [name for name, stage in config.method.stages.items() if stage.student is S.StudentInit.fresh]
+    fresh = [name for name, stage in config.method.stages.items() if stage.student is StudentInit.fresh]
     if layer_map is not None and len(layer_map) != depth and fresh:
         yield f"method.layer_map={layer_map}: stage {fresh[0]} has a fresh student of {depth} layers; name as many"
     target = config.method.embedding_target
@@ -275,7 +279,7 @@ def _layer_numbers(config: S.Config, depth: int) -> Iterator[str]:
         yield f"method.embedding_target={target}: must be a teacher layer, 0 to {depth - 1}"
 
 
-def _intervention(where: str, stage: S.StageConfig, depth: int | None) -> Iterator[str]:
+def _intervention(where: str, stage: StageConfig, depth: int | None) -> Iterator[str]:
     intervention = stage.intervention
     assert intervention is not None
     if not stage.teacher:
@@ -284,7 +288,7 @@ def _intervention(where: str, stage: S.StageConfig, depth: int | None) -> Iterat
         yield f"{where}.phases: empty; give at least one phase, for example {{sites: [probs]}}"
     for index, phase in enumerate(intervention.phases):
         if not phase.sites:
-            allowed = ", ".join(site.name for site in S.Site)
+            allowed = ", ".join(site.name for site in Site)
             yield f"{where}.phases.{index}.sites: empty; allowed: {allowed}"
         yield from _mixes(f"{where}.phases.{index}", phase)
     for layer in intervention.layers or ():
@@ -292,7 +296,7 @@ def _intervention(where: str, stage: S.StageConfig, depth: int | None) -> Iterat
             yield f"{where}.layers: {layer} is no layer of this model; allowed: 0 to {depth - 1}"
 
 
-def _mixes(where: str, phase: S.PhaseConfig) -> Iterator[str]:
+def _mixes(where: str, phase: PhaseConfig) -> Iterator[str]:
     for site in phase.site_mix:
         if site not in phase.sites:
             allowed = ", ".join(known.name for known in phase.sites)
@@ -304,12 +308,12 @@ def _mixes(where: str, phase: S.PhaseConfig) -> Iterator[str]:
             yield f"{key}.mix=0: nothing would be replaced; set a mix, or a mix_end"
 
 
-def _ramp(where: str, key: str, ramp: S.Ramp, end: float | None) -> Iterator[str]:
-    if (ramp is S.Ramp.constant) != (end is None):
+def _ramp(where: str, key: str, ramp: Ramp, end: float | None) -> Iterator[str]:
+    if (ramp is Ramp.constant) != (end is None):
         yield f"{where}: `ramp: linear` or `cosine` and `{key}` go together"
 
 
-def _budget(config: S.Config) -> Iterator[str]:
+def _budget(config: Config) -> Iterator[str]:
     for key, budget in {"budget": config.budget, "teacher.budget": config.teacher.budget}.items():
         if budget.steps is not None and budget.epochs is not None:
             yield (
@@ -325,7 +329,7 @@ def _budget(config: S.Config) -> Iterator[str]:
         yield str(error)
 
 
-def planned_steps(config: S.Config) -> int | None:
+def planned_steps(config: Config) -> int | None:
     """Return the optimizer steps of a valid config's stages; None where only the data or a tokenizer tell."""
     rows = _train_rows(config.data)
     if rows is None:
@@ -333,15 +337,15 @@ def planned_steps(config: S.Config) -> int | None:
     return sum(stage_steps(config.method.stages, config.budget, epoch_steps(rows, config.data.batch_size)).values())
 
 
-def _train_rows(data: S.DataConfig) -> int | None:
+def _train_rows(data: DataConfig) -> int | None:
     """Return None where files are missing, which another check says, or a tokenizer has to count: see `check_data`."""
-    if data.kind is S.DataKind.squad:
+    if data.kind is DataKind.squad:
         return None
     if data.train_size or data.kind in _TRAIN_ROWS:
         return data.train_size or _TRAIN_ROWS[data.kind]
     try:
         if data.kind in IMAGE_FILES:
             return train_images(data)
-        return xglue_train_rows(data) if data.kind is S.DataKind.xglue else train_rows(data)
+        return xglue_train_rows(data) if data.kind is DataKind.xglue else train_rows(data)
     except (ValueError, OSError):
         return None

@@ -7,10 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from lowbit.config.data_files import joined_digest, length_problem, limit_rows, stamp
-from lowbit.config.enums import DataSource, OnBadRow
 from lowbit.config.glue_files import SplitFiles, count_rows, digest, split_files
-from lowbit.config.schema import DataConfig
 from lowbit.config.xglue_tasks import XGLUE_TASKS, Part, XglueDescription, split_name
+from lowbit.settings.data import DataConfig, DataSource, OnBadRow
 
 BLANKS = " \t\r\n"  # of a line without a word
 

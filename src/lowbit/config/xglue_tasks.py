@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lowbit.config.enums import XglueTask
 from lowbit.config.glue_tasks import Score
+from lowbit.settings.data import XglueTask
 
 Part = Literal["train", "dev"]
 REPOSITORY = "microsoft/xglue"

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lowbit.config.schema import DataConfig, OnBadRow
 from lowbit.data.cache import Tensors, cached
+from lowbit.settings.data import DataConfig, OnBadRow
 
 _SHOWN = 5
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.config.image_files import IMAGE_FILES
-from lowbit.config.schema import DataConfig, DataKind, TokenizerKind
 from lowbit.data.agreement import PAD, agreement_info, agreement_splits, encode_words
 from lowbit.data.datamodule import StepDataModule
 from lowbit.data.digits import digits_info, digits_splits
@@ -16,6 +15,7 @@ from lowbit.data.info import DataInfo, ImageInput
 from lowbit.data.squad import squad_data, squad_info
 from lowbit.data.stored_crops import labelled_info, with_stored_crops
 from lowbit.data.xglue import xglue_info, xglue_splits
+from lowbit.settings.data import DataConfig, DataKind, TokenizerKind
 
 
 def data_info(config: DataConfig) -> DataInfo:

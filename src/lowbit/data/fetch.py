@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowbit.config.image_files import Folders, find_images
-from lowbit.config.schema import DataConfig, DataKind, DataSource, OnBadRow
 from lowbit.data.text_rows import text_parts
+from lowbit.settings.data import DataConfig, DataKind, DataSource, OnBadRow
 
 _CIFAR = {DataKind.cifar10: "CIFAR10", DataKind.cifar100: "CIFAR100"}
 

@@ -24,7 +24,6 @@ from lowbit.config.image_files import (
     train_images,
 )
 from lowbit.config.image_folders import Listing
-from lowbit.config.schema import DataConfig, DataKind, OnBadRow
 from lowbit.data.bad_rows import bad_rows_problem, check_rows, list_bad_rows
 from lowbit.data.cache import Tensors, cached, content_key
 from lowbit.data.hub import OutOfReachError
@@ -34,6 +33,7 @@ from lowbit.data.image_transforms import evaluation_transform, training_transfor
 from lowbit.data.info import DataInfo, ImageInput
 from lowbit.data.sampling import Stream, generator_for
 from lowbit.data.splits import Splits
+from lowbit.settings.data import DataConfig, DataKind, OnBadRow
 
 Split = Literal["train", "val"]
 

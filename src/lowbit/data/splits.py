@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lowbit.config.schema import DataConfig, Padding
 from lowbit.data.sampling import StepRows, Stream, generator_for
 from lowbit.data.shares import Share
 from lowbit.data.tokens import Tokens
+from lowbit.settings.data import DataConfig, Padding
 
 Batch: TypeAlias = dict[str, Tensor]
 

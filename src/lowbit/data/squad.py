@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from lowbit.config.data_files import file_digest, limit_rows
-from lowbit.config.schema import DataConfig
 from lowbit.config.squad_files import Part, squad_description, squad_file, train_questions
 from lowbit.data.bad_rows import cached_tokens, list_bad_rows
 from lowbit.data.cache import Tensors, content_key
@@ -24,6 +23,7 @@ from lowbit.data.splits import Splits, fixed_width
 from lowbit.data.squad_rows import read_questions
 from lowbit.data.tokens import Tokens, tokenizer_state
 from lowbit.data.windows import Windows, WindowSettings, cut_windows
+from lowbit.settings.data import DataConfig
 
 _FORMAT = 1  # of the cache; another number forgets every file
 

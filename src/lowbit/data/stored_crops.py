@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from lowbit.config.label_store import labelled_images, whole_manifest
-from lowbit.config.schema import DataConfig
 from lowbit.config.soft_labels import store_folder
 from lowbit.data.crops import CropTransform
 from lowbit.data.image_split import DecodedSplit
@@ -14,6 +13,7 @@ from lowbit.data.label_manifest import Images
 from lowbit.data.multicrop import MultiCropSplit
 from lowbit.data.soft_labels import SoftLabelStore, matching_manifest
 from lowbit.data.splits import ImageSplit, Splits
+from lowbit.settings.data import DataConfig
 
 
 def labelled_info(config: DataConfig, info: DataInfo) -> DataInfo:

@@ -10,13 +10,13 @@ from itertools import chain
 from lowbit.config.data_files import limit_rows
 from lowbit.config.glue_files import description
 from lowbit.config.glue_tasks import TRAIN
-from lowbit.config.schema import DataConfig, DataKind
 from lowbit.config.xglue_files import evaluated_languages, train_language, xglue_description
 from lowbit.data.bad_rows import check_labels_differ
 from lowbit.data.glue_rows import Rows, read_rows
 from lowbit.data.hub import OutOfReachError
 from lowbit.data.squad_rows import Questions, read_questions
 from lowbit.data.xglue_rows import Sentences, read_sentences, read_texts
+from lowbit.settings.data import DataConfig, DataKind
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lowbit.config.data_files import limit_rows
 from lowbit.config.glue_files import digest
-from lowbit.config.schema import DataConfig, DataSource, OnBadRow
 from lowbit.config.xglue_files import evaluated_languages, find_part, xglue_description, xglue_train_rows
 from lowbit.config.xglue_tasks import REPOSITORY, REVISION, Part
 from lowbit.data.bad_rows import cached_tokens, check_labels_differ, list_bad_rows
@@ -27,6 +26,7 @@ from lowbit.data.splits import Splits, TextSplit, fixed_width
 from lowbit.data.tagging import NO_TAG, TagSplit, tokenize_words
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
 from lowbit.data.xglue_rows import Sentences, read_sentences, read_texts
+from lowbit.settings.data import DataConfig, DataSource, OnBadRow
 
 _FORMAT = 2  # of the cache; another number forgets every file
 

@@ -12,12 +12,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lowbit.config.schema import DataConfig
 from lowbit.config.xglue_files import BLANKS, find_part, is_header, xglue_description
 from lowbit.config.xglue_tasks import REPOSITORY, REVISION, Part, XglueDescription, split_name
 from lowbit.data.bad_rows import check_rows, text_problem
 from lowbit.data.glue_rows import Record, Rows, hub_rows, table_rows
 from lowbit.data.hub import hub_split
+from lowbit.settings.data import DataConfig
 
 
 @dataclass

@@ -11,9 +11,9 @@ from pathlib import Path
 from lowbit.config import identity
 from lowbit.config.batch import load_jobs
 from lowbit.config.problems import ConfigError
-from lowbit.config.schema import Config
 from lowbit.config.validate import load, planned_steps
 from lowbit.results.run_folder import LOG_FILE
+from lowbit.settings.run import Config
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowbit.config import compose as C
-from lowbit.config.enums import DataKind
 from lowbit.config.image_files import IMAGE_FILES
+from lowbit.settings.data import DataKind
 
 _SHARED = ("weight", "embedding", "activation", "operand")
 _OPERANDS = ["query", "key", "probs", "value"]

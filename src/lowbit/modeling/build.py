@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from lowbit.config.model_files import MODEL_CONFIG, WEIGHTS, weight_file
-from lowbit.config.schema import ModelConfig, ModelKind
 from lowbit.data import DataInfo
 from lowbit.data.hub import OutOfReachError, leave_unreachable_hub, quiet_hub
 from lowbit.modeling.descriptions import described_labels, label_order, name_labels, reorder_head, timm_labels
 from lowbit.modeling.families import family_of
 from lowbit.modeling.text_inputs import fit_tokenizer
 from lowbit.modeling.weights import not_finite, read_weights
+from lowbit.settings.model import ModelConfig, ModelKind
 
 _SMALL_IMAGE = 32  # pixels
 _TIMM_WITH_POSITIONS = ["vision_transformer", "deit"]  # timm's modules of models that add positions to patches

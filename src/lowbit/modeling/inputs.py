@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lowbit.config.schema import ModelConfig, ModelKind
 from lowbit.data import ImageInput
 from lowbit.modeling.build import NO_CODE, out_of_reach, source_of, timm_plan
+from lowbit.settings.model import ModelConfig, ModelKind
 
 PREPROCESSOR = "preprocessor_config.json"
 

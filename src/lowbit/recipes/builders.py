@@ -6,7 +6,6 @@ from dataclasses import replace
 from enum import Enum
 from typing import Any, Literal, TypeVar
 
-from lowbit.config import schema
 from lowbit.config.budget import stage_steps
 from lowbit.losses import LossTerm
 from lowbit.modeling import Intervention, Rule
@@ -24,11 +23,25 @@ from lowbit.quantizers import (
     ValueClippedSTE,
 )
 from lowbit.recipes.stage import InterventionSchedule, Mixing, Optimizer, Oscillation, Phase, Recipe, Scheduler, Stage
+from lowbit.settings.losses import InterventionConfig, LossConfig, MixConfig, PhaseOrder
+from lowbit.settings.quantizer import (
+    CorrectionConfig,
+    CorrectionKind,
+    EstimatorConfig,
+    EstimatorKind,
+    EstimatorsConfig,
+    FakeQuantConfig,
+    OscillationConfig,
+    QuantizerConfig,
+    QuantizerKind,
+)
+from lowbit.settings.recipe import OptimizerConfig, SchedulerConfig, StageConfig, TeacherConfig
+from lowbit.settings.run import Config
 
 T = TypeVar("T")
 
 
-def build_recipe(config: schema.Config, steps_per_epoch: int) -> Recipe:
+def build_recipe(config: Config, steps_per_epoch: int) -> Recipe:
     """Build the recipe of `config.method` under its budget.
 
     Raises:
@@ -63,9 +76,9 @@ def build_recipe(config: schema.Config, steps_per_epoch: int) -> Recipe:
     return Recipe(config.method.name, tuple(stages))
 
 
-def build_teacher_stage(config: schema.TeacherConfig, steps_per_epoch: int) -> Stage:
+def build_teacher_stage(config: TeacherConfig, steps_per_epoch: int) -> Stage:
     """Build the one stage in which the full-precision teacher is fine-tuned on labels."""
-    steps = stage_steps({"teacher": schema.StageConfig()}, config.budget, steps_per_epoch)
+    steps = stage_steps({"teacher": StageConfig()}, config.budget, steps_per_epoch)
     return Stage(
         name="teacher",
         steps=steps["teacher"],
@@ -80,9 +93,7 @@ def build_teacher_stage(config: schema.TeacherConfig, steps_per_epoch: int) -> S
     )
 
 
-def build_rules(
-    config: schema.QuantizerConfig, estimators: schema.EstimatorsConfig, stage: str = ""
-) -> tuple[Rule, ...]:
+def build_rules(config: QuantizerConfig, estimators: EstimatorsConfig, stage: str = "") -> tuple[Rule, ...]:
     """Translate the ordered rule list of a stage, every quantizer under its gradient estimator."""
     own = config.by_stage.get(stage)
     rules = config.rules if own is None else own.rules
@@ -100,7 +111,7 @@ def build_rules(
     )
 
 
-def build_term(config: schema.LossConfig) -> LossTerm:
+def build_term(config: LossConfig) -> LossTerm:
     """Translate one loss term."""
     return LossTerm(
         kind=config.kind.name,
@@ -119,7 +130,7 @@ def build_term(config: schema.LossConfig) -> LossTerm:
     )
 
 
-def build_intervention(config: schema.InterventionConfig) -> InterventionSchedule:
+def build_intervention(config: InterventionConfig) -> InterventionSchedule:
     """Translate the phases of an intervened stage."""
     layers = None if config.layers is None else frozenset(config.layers)
     phases = []
@@ -129,15 +140,15 @@ def build_intervention(config: schema.InterventionConfig) -> InterventionSchedul
         own = {site.name: build_mixing(mixing) for site, mixing in phase.site_mix.items()}
         intervention = Intervention(sites, layers, phase.mix, config.stop_gradient)
         phases.append(Phase(phase.share, intervention, {**moving, **own}))
-    return InterventionSchedule(tuple(phases), random=config.order is schema.PhaseOrder.random)
+    return InterventionSchedule(tuple(phases), random=config.order is PhaseOrder.random)
 
 
-def build_mixing(config: schema.MixConfig) -> Mixing:
+def build_mixing(config: MixConfig) -> Mixing:
     """Translate how far a site is replaced over a phase."""
     return Mixing(config.mix, config.mix_end, config.ramp.name)
 
 
-def build_optimizer_settings(config: schema.OptimizerConfig) -> Optimizer:
+def build_optimizer_settings(config: OptimizerConfig) -> Optimizer:
     """Translate the optimizer's numbers."""
     return Optimizer(
         kind=config.kind.name,
@@ -152,7 +163,7 @@ def build_optimizer_settings(config: schema.OptimizerConfig) -> Optimizer:
     )
 
 
-def build_scheduler_settings(config: schema.SchedulerConfig) -> Scheduler:
+def build_scheduler_settings(config: SchedulerConfig) -> Scheduler:
     """Translate the learning-rate schedule."""
     return Scheduler(config.kind.name, config.warmup)
 
@@ -162,9 +173,9 @@ def merged(base: T, changes: object) -> T:
     return replace(base, **{k: v for k, v in vars(changes).items() if v is not None})  # type: ignore[type-var]
 
 
-def build_estimator(config: schema.EstimatorConfig) -> Estimator | None:
+def build_estimator(config: EstimatorConfig) -> Estimator | None:
     """Translate a gradient estimator; None for the published one of each quantizer."""
-    kinds = schema.EstimatorKind
+    kinds = EstimatorKind
     if config.kind is kinds.ewgs:
         return EWGS(config.delta)
     if config.kind is kinds.stable_qat:
@@ -175,16 +186,16 @@ def build_estimator(config: schema.EstimatorConfig) -> Estimator | None:
     return plain.get(config.kind)
 
 
-def build_correction(config: schema.CorrectionConfig) -> Correction | None:
+def build_correction(config: CorrectionConfig) -> Correction | None:
     """Translate the pull of latent weights towards their grid."""
-    if config.kind is schema.CorrectionKind.cage:
+    if config.kind is CorrectionKind.cage:
         return Cage(config.strength, config.silence, config.schedule.name, config.coupled)  # type: ignore[arg-type]
-    if config.kind is schema.CorrectionKind.dampening:
+    if config.kind is CorrectionKind.dampening:
         return Dampening(config.strength, config.start, config.aggregation.name)  # type: ignore[arg-type]
     return None
 
 
-def build_oscillation(config: schema.OscillationConfig) -> Oscillation | None:
+def build_oscillation(config: OscillationConfig) -> Oscillation | None:
     """Translate what is watched, and frozen, of the weights' codes."""
     if not config.track and not config.freeze:
         return None
@@ -192,12 +203,10 @@ def build_oscillation(config: schema.OscillationConfig) -> Oscillation | None:
     return Oscillation(config.momentum, config.threshold, freezing)
 
 
-def _setting(
-    config: schema.FakeQuantConfig | None, estimator: Estimator | None
-) -> QuantizerSpec | Literal["off"] | None:
+def _setting(config: FakeQuantConfig | None, estimator: Estimator | None) -> QuantizerSpec | Literal["off"] | None:
     if config is None:
         return None
-    if config.kind is schema.QuantizerKind.none:
+    if config.kind is QuantizerKind.none:
         return "off"
     settings: dict[str, Any] = {
         name: value.name if isinstance(value, Enum) else value for name, value in vars(config).items()

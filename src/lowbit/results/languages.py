@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from lowbit.config.enums import XglueTask
 from lowbit.config.xglue_tasks import XGLUE_TASKS
 from lowbit.results.collect import collect
 from lowbit.results.formats import Align, Format, Grid, write_csv, write_grid
 from lowbit.results.rows import Cell, Row
 from lowbit.results.table import print_origin
 from lowbit.results.text import EMPTY, damage_notes, score
+from lowbit.settings.data import XglueTask
 
 MEAN = "mean"
 _MEAN_SPLIT = "val_mean"

@@ -13,13 +13,13 @@ from torchmetrics import MeanMetric
 
 from lowbit.config.budget import epoch_steps
 from lowbit.config.compose import compose, to_config
-from lowbit.config.schema import Config
 from lowbit.data import DataInfo
 from lowbit.losses import task_loss
 from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.modeling.families import family_of
 from lowbit.recipes import build_recipe
+from lowbit.settings.run import Config
 from lowbit.training.environment import device_name, keep_freed_memory
 from lowbit.training.modules import DistillationModule
 from lowbit.training.optimizers import build_optimizer, parameter_groups

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from lowbit.config.schema import Config, ModelConfig, ModelKind, TeacherSource
 from lowbit.config.teacher import teacher_model
 from lowbit.data.fetch import fetch_data
 from lowbit.data.hub import quiet_hub
 from lowbit.modeling.build import NO_CODE, out_of_reach, source_of
+from lowbit.settings.model import ModelConfig, ModelKind, TeacherSource
+from lowbit.settings.run import Config
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 

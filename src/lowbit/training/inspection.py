@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lowbit.config.compose import to_config
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, explain
-from lowbit.config.schema import Config, TeacherSource
 from lowbit.data import StepDataModule
 from lowbit.files import DamagedFileError
 from lowbit.modeling import Instrument, prepare
@@ -21,6 +20,8 @@ from lowbit.quantizers import WeightSite, weight_sites
 from lowbit.recipes import Recipe, build_recipe
 from lowbit.results.report import Histogram, LayerFacts, SiteFacts
 from lowbit.results.run_file import remedy
+from lowbit.settings.model import TeacherSource
+from lowbit.settings.run import Config
 from lowbit.training.handover import Student
 from lowbit.training.run import initial_student
 from lowbit.training.setup import make_datamodule, make_teacher_model

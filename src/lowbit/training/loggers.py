@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 
-from lowbit.config.schema import Config
 from lowbit.files import write_text
 from lowbit.results.run_folder import METRICS_FILE, read_rows, rows_of
+from lowbit.settings.run import Config
 from lowbit.training.tensorboard_run import TensorBoardRun
 from lowbit.training.wandb_run import Tracked, open_wandb
 

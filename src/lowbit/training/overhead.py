@@ -17,11 +17,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lowbit.config.schema import Config
 from lowbit.data import DataInfo, Splits, StepDataModule
 from lowbit.data.splits import Split
 from lowbit.modeling.build import build_model
 from lowbit.recipes import Stage, build_recipe
+from lowbit.settings.run import Config
 from lowbit.training.bench import PUBLISHED_SHAPE, config_of_shape
 from lowbit.training.environment import device_name, keep_freed_memory, process_age
 from lowbit.training.loggers import MetricsFile

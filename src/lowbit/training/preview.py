@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import torch
 
 from lowbit.config.budget import check_batch, epoch_steps
-from lowbit.config.schema import Config, ModelKind
 from lowbit.data import data_info
 from lowbit.modeling import prepare
 from lowbit.modeling.build import build_model
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_recipe
+from lowbit.settings.model import ModelKind
+from lowbit.settings.run import Config
 from lowbit.training.setup import check_soft_labels, make_datamodule
 
 _PATCHES = 1024  # more of them take seconds a step

@@ -14,7 +14,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy as FabricDDP
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from lowbit.config.schema import TrainerConfig
+from lowbit.settings.run import TrainerConfig
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)  # all ranks wait while another run trains the teacher that they need

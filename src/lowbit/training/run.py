@@ -19,7 +19,6 @@ from torch import nn
 
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError
-from lowbit.config.schema import Config
 from lowbit.data import StepDataModule
 from lowbit.files import remove_leftovers, sha256_of, write_json, write_text
 from lowbit.modeling import Instrument, prepare
@@ -45,6 +44,7 @@ from lowbit.results.run_folder import (
     read_holder,
     write_holder,
 )
+from lowbit.settings.run import Config
 from lowbit.training.environment import environment, keep_freed_memory
 from lowbit.training.handover import Student, take_over, take_over_halves
 from lowbit.training.loggers import MetricsFile, build_loggers

@@ -18,17 +18,6 @@ from torchmetrics import Metric, MetricCollection
 from lowbit.config.budget import check_batch, stage_steps
 from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.problems import ConfigError
-from lowbit.config.schema import (
-    Config,
-    DataKind,
-    ModelConfig,
-    ModelKind,
-    Precision,
-    StudentInit,
-    TeacherSource,
-    TokenizerKind,
-    TrainerConfig,
-)
 from lowbit.config.teacher import needs_teacher, teacher_data, teacher_model, trains_teacher
 from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric, data_info
 from lowbit.data.hub import OutOfReachError
@@ -39,6 +28,10 @@ from lowbit.modeling import Instrument, Rule, prepare
 from lowbit.modeling.build import Origin, build_model, build_tokenizer
 from lowbit.modeling.families import family_of
 from lowbit.modeling.inputs import PREPROCESSOR, image_input
+from lowbit.settings.data import DataKind, TokenizerKind
+from lowbit.settings.model import ModelConfig, ModelKind, TeacherSource
+from lowbit.settings.recipe import StudentInit
+from lowbit.settings.run import Config, Precision, TrainerConfig
 
 _WITHOUT_FILES = (DataKind.digits, DataKind.agreement)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")

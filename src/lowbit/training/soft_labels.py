@@ -14,7 +14,6 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from lowbit.config import identity
-from lowbit.config.schema import Config
 from lowbit.data import DataInfo
 from lowbit.data.crops import CropRule
 from lowbit.data.fkd_import import PUBLISHED, import_fkd
@@ -24,6 +23,7 @@ from lowbit.data.label_writing import resumed_manifest
 from lowbit.data.labelling import write_store
 from lowbit.data.stored_crops import crop_transform, training_images
 from lowbit.modeling import prepare
+from lowbit.settings.run import Config
 from lowbit.training.setup import config_errors, make_teacher_datamodule
 from lowbit.training.teacher import Teacher, obtain_teacher
 

@@ -13,13 +13,13 @@ from lightning.pytorch.loggers import Logger
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lowbit.config.schema import TrainerConfig
 from lowbit.data import StepDataModule
 from lowbit.files import DamagedFileError, replacing, set_aside, sha256, sha256_of, write_json, write_text
 from lowbit.modeling import Instrument
 from lowbit.modeling.weights import read_weights
 from lowbit.recipes import Stage
 from lowbit.results.run_folder import METRICS_FILE, PROGRESS_FILE, STAGE_FILE, StageRecord, read_stage
+from lowbit.settings.run import TrainerConfig
 from lowbit.training.callbacks import StepTimer, progress
 from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint, step_of
 from lowbit.training.guards import check_weights

@@ -12,7 +12,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from lowbit.config import identity
-from lowbit.config.schema import BudgetConfig, Config, TeacherSource, TokenizerKind
 from lowbit.config.teacher import teacher_model
 from lowbit.data import DataInfo, StepDataModule
 from lowbit.files import DamagedFileError, move_folder, read_json, remove_leftovers, set_aside, write_json
@@ -23,6 +22,10 @@ from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_teacher_stage
 from lowbit.results.run_file import missing_of_teacher
 from lowbit.results.run_folder import StageRecord
+from lowbit.settings.data import TokenizerKind
+from lowbit.settings.model import TeacherSource
+from lowbit.settings.recipe import BudgetConfig
+from lowbit.settings.run import Config
 from lowbit.training.loggers import build_loggers
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.ranks import call_on_leader, is_leader

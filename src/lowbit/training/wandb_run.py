@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 
-from lowbit.config.schema import Config, LoggerMode
+from lowbit.settings.run import Config, LoggerMode
 
 _watched: dict[int, subprocess.Popen[bytes]] = {}  # W&B's service -> who ends it
 

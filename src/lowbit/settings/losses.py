@@ -1,21 +1,82 @@
-"""Structured configs of loss terms and interventions: what a stage compares, and what it replaces."""
+"""Settings of loss terms and interventions: what a stage compares, and what it replaces."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum, auto
 
 from omegaconf import MISSING
 
-from lowbit.config.enums import (
-    GradScale,
-    LayerReduction,
-    LossKind,
-    MaskRule,
-    ObrAggregation,
-    PhaseOrder,
-    Ramp,
-    Reduction,
-    Site,
-)
-from lowbit.config.fields import Of, number, setting
+from lowbit.settings.fields import Of, number, setting
+from lowbit.settings.quantizer import GradScale
+
+
+class LossKind(StrEnum):
+    """What student and teacher are compared on."""
+
+    logits = auto()
+    hidden = auto()
+    scores = auto()
+    maps = auto()
+    maps_mse = auto()
+    attn_block = auto()
+    attn_out = auto()
+    task = auto()
+    soft_labels = auto()
+    obr = auto()
+
+
+class LayerReduction(StrEnum):
+    """Whether a term is the sum or the mean of its layers."""
+
+    sum = auto()
+    mean = auto()
+
+
+class ObrAggregation(StrEnum):
+    """How OBR sums the squared distances of a weight: mean (published code), sum, or norm."""
+
+    mean = auto()
+    sum = auto()
+    norm = auto()
+
+
+class Reduction(StrEnum):
+    """Soft cross-entropy over the classes: TI sums, TernaryBERT takes the mean. The batch is always averaged."""
+
+    sum = auto()
+    mean = auto()
+
+
+class MaskRule(StrEnum):
+    """`full`: padded entries count as zero, mean over all (published). `valid`: mean over unpadded entries."""
+
+    full = auto()
+    valid = auto()
+
+
+class Ramp(StrEnum):
+    """How a loss weight moves from `weight` to `weight_end` over a stage."""
+
+    constant = auto()
+    linear = auto()
+    cosine = auto()
+
+
+class Site(StrEnum):
+    """A tensor inside a layer that the teacher's may replace."""
+
+    probs = auto()
+    context = auto()
+    attn_out = auto()
+    ffn_out = auto()
+    hidden = auto()
+
+
+class PhaseOrder(StrEnum):
+    """How the phases of an intervention follow each other."""
+
+    sequential = auto()
+    random = auto()
+
 
 _LAYERS = (LossKind.hidden, LossKind.scores, LossKind.maps, LossKind.maps_mse, LossKind.attn_block, LossKind.attn_out)
 _SOFT = Of("kind", (LossKind.logits,))

@@ -1,22 +1,113 @@
-"""Structured configs of what is quantized, under which gradients and corrections."""
+"""Settings of what is quantized, under which gradients and corrections."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum, auto
 
 from omegaconf import MISSING
 
-from lowbit.config.enums import (
-    Aggregation,
-    CorrectionKind,
-    CorrectionSchedule,
-    EstimatorKind,
-    GradScale,
-    Granularity,
-    LatVariant,
-    NoiseUnit,
-    QuantizerKind,
-    ScaleInit,
-)
-from lowbit.config.fields import Of, number, path_name, setting
+from lowbit.settings.fields import Of, number, path_name, setting
+
+
+class QuantizerKind(StrEnum):
+    """A fake quantizer of `lowbit.quantizers`; `config.kinds` says what each takes."""
+
+    none = auto()
+    twn = auto()
+    lat = auto()
+    bwn = auto()
+    statsq = auto()
+    bitnet = auto()
+    minmax_symmetric = auto()
+    minmax_asymmetric = auto()
+    xtc = auto()
+    lsq = auto()
+    seq = auto()
+    elastic = auto()
+    pact = auto()
+    static = auto()
+    block_noise = auto()
+    ipq = auto()
+
+
+class Granularity(StrEnum):
+    """Which elements share one scale."""
+
+    tensor = auto()
+    row = auto()
+    token = auto()
+    head = auto()
+
+
+class GradScale(StrEnum):
+    """Factor on the gradient of LSQ's step size: 1/sqrt(N Qp), 1/sqrt(Qp sum|x|), 1/(sqrt(N) Qp), 1."""
+
+    lsq = auto()
+    l1 = auto()
+    vvtq_act = auto()
+    none = auto()
+
+
+class ScaleInit(StrEnum):
+    """Initial step size: by mean magnitude, maximum, three sigma, least squares, or the paper's own rule (elastic).
+
+    `mean_signed` divides by the signed grid's sqrt(Qp) for unsigned grids too, as the variation-aware code does.
+    """
+
+    mean = auto()
+    mean_signed = auto()
+    max = auto()
+    three_sigma = auto()
+    mse = auto()
+    paper = auto()
+
+
+class LatVariant(StrEnum):
+    """Loss-aware ternarization by alternation or by exact search."""
+
+    approximate = auto()
+    exact = auto()
+
+
+class NoiseUnit(StrEnum):
+    """What quantization noise draws at random: single weights, or rows."""
+
+    element = auto()
+    row = auto()
+
+
+class EstimatorKind(StrEnum):
+    """Gradient estimator of `lowbit.quantizers.estimators`; `published` is each quantizer's own."""
+
+    published = auto()
+    ste = auto()
+    clipped_ste = auto()
+    value_clipped_ste = auto()
+    ewgs = auto()
+    stable_qat = auto()
+
+
+class CorrectionKind(StrEnum):
+    """A pull of the latent weights towards their grid, around the optimizer step."""
+
+    none = auto()
+    cage = auto()
+    dampening = auto()
+
+
+class CorrectionSchedule(StrEnum):
+    """CAGE's strength after its silence: a linear ramp, or all at once."""
+
+    linear_ramp = auto()
+    constant = auto()
+
+
+class Aggregation(StrEnum):
+    """How dampening sums the squared distances of a weight; `kernel_mean` averages over the kernel of a convolution."""
+
+    sum = auto()
+    mean = auto()
+    kernel_mean = auto()
+
 
 _CLIPPED = Of("kind", (EstimatorKind.value_clipped_ste,))
 _EWGS = Of("kind", (EstimatorKind.ewgs,))

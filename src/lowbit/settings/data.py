@@ -1,0 +1,162 @@
+"""Settings of a data set: where the rows come from, and how they are batched."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+
+from omegaconf import MISSING
+
+from lowbit.settings.fields import LIMIT, Of, number, path_name, setting
+
+
+class DataKind(StrEnum):
+    """Where the examples come from."""
+
+    digits = auto()
+    agreement = auto()
+    glue = auto()
+    squad = auto()
+    xglue = auto()
+    image_folder = auto()
+    cifar10 = auto()
+    cifar100 = auto()
+
+
+class Interpolation(StrEnum):
+    """How images are resized."""
+
+    bilinear = auto()
+    bicubic = auto()
+
+
+class GlueTask(StrEnum):
+    """A task of the GLUE benchmark; `config.glue_tasks` describes each."""
+
+    cola = auto()
+    sst2 = auto()
+    mrpc = auto()
+    stsb = auto()
+    qqp = auto()
+    mnli = auto()
+    qnli = auto()
+    rte = auto()
+    wnli = auto()
+
+
+class SquadVersion(StrEnum):
+    """A version of SQuAD; in 2.0 a text may not hold the answer. `config.squad_files` describes each."""
+
+    v1_1 = auto()
+    v2_0 = auto()
+
+
+class XglueTask(StrEnum):
+    """An understanding task of the XGLUE benchmark; `config.xglue_tasks` describes each."""
+
+    xnli = auto()
+    pawsx = auto()
+    nc = auto()
+    qadsm = auto()
+    wpr = auto()
+    qam = auto()
+    ner = auto()
+    pos = auto()
+
+
+class DataSource(StrEnum):
+    """Where the rows of a published data set are read: files below `data.dir`, or the Hugging Face hub."""
+
+    folder = auto()
+    hub = auto()
+
+
+class OnBadRow(StrEnum):
+    """What a row that cannot be used does: stop before anything is trained, or be left out and counted."""
+
+    error = auto()
+    skip = auto()
+
+
+class TokenizerKind(StrEnum):
+    """Who turns text into token ids: the data set's own word list, or the model's tokenizer."""
+
+    words = auto()
+    model = auto()
+
+
+class Padding(StrEnum):
+    """To which length the sentences of a batch are padded."""
+
+    longest = auto()
+    max_length = auto()
+
+
+@dataclass
+class ImageConfig:
+    """How image files become the input of a model; see docs/data.md, Images.
+
+    `size` is that of models without pretrained weights (null: that of the data); pretrained ones keep their own. So do
+    `crop_pct` and `interpolation` of the evaluation unless they are set here. The rest is drawn anew for every training
+    image under `augment: true`: `scale` of its area, mirrored with probability `flip`, strength of `color_jitter`, a
+    `randaugment` of timm such as rand-m9-mstd0.5-inc1, `random_erasing` with this probability.
+    """
+
+    size: int | None = number(above=0)
+    crop_pct: float | None = number(above=0, at_most=1, note="a share of the shorter side")
+    interpolation: Interpolation | None = None
+    scale: list[float] = number([0.08, 1.0], above=0, at_most=1, note="shares of the area")
+    flip: float = number(0.5, at_least=0, at_most=1, note="a probability")
+    color_jitter: float = number(0.0, at_least=0)
+    randaugment: str | None = None
+    random_erasing: float = number(0.0, at_least=0, at_most=1, note="a probability")
+
+
+_GLUE = Of("kind", (DataKind.glue,))
+_SQUAD = Of("kind", (DataKind.squad,))
+_XGLUE = Of("kind", (DataKind.xglue,))
+_PUBLISHED = Of("kind", (DataKind.glue, DataKind.squad, DataKind.xglue))
+_FILES = Of("kind", (*_PUBLISHED.values, DataKind.image_folder, DataKind.cifar10, DataKind.cifar100))
+TEXT = (*_PUBLISHED.values, DataKind.agreement)
+_TEXT = Of("kind", TEXT)
+_OWN_SPLIT = Of("kind", (DataKind.digits, DataKind.agreement))
+
+
+@dataclass
+class DataConfig:
+    """A data set and how it is batched.
+
+    `soft_labels` is the folder of a soft-label store (`lowbit softlabels`): training then takes `num_crops` stored
+    crops of each image per step. `batch_size` counts crops, so a pass over the images is `num_crops` epochs.
+
+    `task` to `on_bad_row` are of GLUE, `version` to `max_question_length` of SQuAD, `xglue_task` to `languages` of
+    XGLUE: see docs/data.md. `length_grouped` draws training batches of texts of similar length; it counts only where
+    `padding` is `longest`. `num_workers` processes build batches; null: up to 8 where there are image files, else none.
+    """
+
+    name: str = path_name(MISSING)
+    kind: DataKind = MISSING
+    batch_size: int = number(32, above=0)
+    eval_batch_size: int = number(256, above=0)
+    augment: bool = False
+    train_size: int | None = number(above=0)
+    eval_size: int | None = number(above=0)
+    tokenizer: TokenizerKind = TokenizerKind.words
+    padding: Padding = setting(Padding.longest, of=_TEXT)
+    max_length: int | None = number(above=0, of=_TEXT)
+    split_seed: int = number(0, at_least=0, below=LIMIT, of=_OWN_SPLIT)
+    num_workers: int | None = number(at_least=0)
+    task: GlueTask | None = setting(of=_GLUE)
+    source: DataSource = setting(DataSource.folder, of=_FILES)
+    dir: str | None = setting(of=_FILES)
+    revision: str | None = setting(of=_PUBLISHED)
+    train_file: str | None = setting(of=_GLUE)
+    on_bad_row: OnBadRow = setting(OnBadRow.error, of=_FILES)
+    version: SquadVersion | None = setting(of=_SQUAD)
+    doc_stride: int | None = number(above=0, of=_SQUAD)
+    max_question_length: int | None = number(above=0, of=_SQUAD)
+    xglue_task: XglueTask | None = setting(of=_XGLUE)
+    language: str | None = setting(of=_XGLUE)
+    languages: list[str] | None = setting(of=_XGLUE)
+    length_grouped: bool = setting(False, of=Of("padding", (Padding.longest,)))
+    soft_labels: str | None = None
+    num_crops: int = number(4, above=0)
+    image: ImageConfig = field(default_factory=ImageConfig)

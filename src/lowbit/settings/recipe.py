@@ -1,0 +1,176 @@
+"""Settings of a recipe: its stages, their optimizer and schedule, its budget and its teacher."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+
+from omegaconf import MISSING
+
+from lowbit.settings.fields import LIMIT, Name, Of, number, path_name, setting
+from lowbit.settings.losses import InterventionConfig, LossConfig
+from lowbit.settings.model import Activation, ModelConfig, TeacherSource
+
+
+class OptimizerKind(StrEnum):
+    """An optimizer of `lowbit.training.optimizers`."""
+
+    adamw = auto()
+    bert_adam = auto()
+
+
+class ScaleUpdate(StrEnum):
+    """How learned scales are updated: by the optimizer of the weights, or by plain gradient descent."""
+
+    same = auto()
+    sgd = auto()
+
+
+class StepCounter(StrEnum):
+    """Which step count BertAdam's schedule reads: each parameter's own (published) or the stage's."""
+
+    parameter = auto()
+    shared = auto()
+
+
+class SchedulerKind(StrEnum):
+    """Shape of the learning rate after the warm-up."""
+
+    linear = auto()
+    cosine = auto()
+    constant = auto()
+
+
+class StudentInit(StrEnum):
+    """Where a stage's student comes from.
+
+    `narrow`: the teacher with a share of its heads and FFN neurons; `split`: the previous, ternary student, each weight
+    split into two binary ones.
+    """
+
+    teacher = auto()
+    previous = auto()
+    fresh = auto()
+    narrow = auto()
+    split = auto()  # type: ignore[assignment]  # hides str.split, which nothing calls on it
+
+
+_NO_CLIPPING = "null switches clipping off"
+_OF_STEPS = "a share of the stage's steps"
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimizer and its numbers; parameters of fewer than two dimensions are never decayed.
+
+    `scale_lr` is the peak learning rate of learned step sizes and clip values; null: `lr`. Under `scale_update: sgd`
+    they follow their gradient without moments, so that its factor (`grad_scale`) counts: under Adam it cancels.
+    """
+
+    kind: OptimizerKind = OptimizerKind.adamw
+    lr: float = number(1e-3, above=0)
+    weight_decay: float = number(0.01, at_least=0)
+    beta1: float = number(0.9, at_least=0, below=1)
+    beta2: float = number(0.999, at_least=0, below=1)
+    eps: float = number(1e-8, above=0)
+    max_grad_norm: float | None = number(1.0, above=0, note=_NO_CLIPPING)
+    step_counter: StepCounter = setting(StepCounter.parameter, of=Of("kind", (OptimizerKind.bert_adam,)))
+    scale_lr: float | None = number(above=0)
+    scale_update: ScaleUpdate = ScaleUpdate.same
+
+
+@dataclass
+class SchedulerConfig:
+    """Learning-rate multiplier over the steps of one stage."""
+
+    kind: SchedulerKind = SchedulerKind.linear
+    warmup: float = number(0.1, at_least=0, below=1, note=_OF_STEPS)
+
+
+@dataclass
+class OptimizerChanges:
+    """What one stage changes of `optimizer`; null keeps the run's value."""
+
+    kind: OptimizerKind | None = None
+    lr: float | None = number(above=0)
+    weight_decay: float | None = number(at_least=0)
+    beta1: float | None = number(at_least=0, below=1)
+    beta2: float | None = number(at_least=0, below=1)
+    eps: float | None = number(above=0)
+    max_grad_norm: float | None = number(above=0)
+    step_counter: StepCounter | None = None
+    scale_lr: float | None = number(above=0)
+    scale_update: ScaleUpdate | None = None
+
+
+@dataclass
+class SchedulerChanges:
+    """What one stage changes of `scheduler`; null keeps the run's value."""
+
+    kind: SchedulerKind | None = None
+    warmup: float | None = number(at_least=0, below=1, note=_OF_STEPS)
+
+
+@dataclass
+class BudgetConfig:
+    """Total optimizer steps of a recipe: `steps`, or `epochs` of ceil(rows / batch size) steps each."""
+
+    steps: int | None = number(above=0)
+    epochs: float | None = number(above=0)
+
+
+@dataclass
+class TeacherConfig:
+    """How the full-precision teacher is obtained.
+
+    `path` is a folder (`source: path`) or the hub name of a fine-tuned model (`source: hub`; null: the weights that
+    `model` names). `model` is the teacher's architecture where the student has another. A teacher whose score (the
+    metric of the task) is below `min_score` stops the run before students are trained.
+    """
+
+    source: TeacherSource = TeacherSource.finetune
+    path: str | None = None
+    revision: str | None = None
+    model: ModelConfig | None = None
+    min_score: float | None = number(at_least=-1, at_most=1, note="scores are shares: 0.96, not 96")
+    seed: int = number(1, at_least=0, below=LIMIT)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+
+@dataclass
+class StageConfig:
+    """One stage: budget (at most one of steps, epochs, fraction; none means the rest) and slots that differ.
+
+    `supervisor` is `teacher`, or an earlier stage whose student teaches this one.
+    """
+
+    steps: int | None = number(at_least=0)
+    epochs: float | None = number(above=0)
+    fraction: float | None = number(above=0, at_most=1)
+    student: StudentInit = StudentInit.teacher
+    teacher: bool = True
+    supervisor: str = "teacher"
+    quantize: bool = True
+    losses: dict[str, LossConfig] = setting({}, keys=Name(slashes=False))
+    intervention: InterventionConfig | None = None
+    optimizer: OptimizerChanges = field(default_factory=OptimizerChanges)
+    scheduler: SchedulerChanges = field(default_factory=SchedulerChanges)
+
+
+@dataclass
+class MethodConfig:
+    """A recipe: ordered stages, and the losses of every stage that does not name its own.
+
+    `layer_map` names the teacher layer of each student layer, for weights and supervision alike: a shorter list makes a
+    shallower student. `embedding_target` is the teacher layer whose output the student's embeddings are compared with
+    (null: the teacher's embeddings). `student_activation` replaces the student's FFN activation. `width` is the share
+    of heads and FFN neurons that a `narrow` student keeps.
+    """
+
+    name: str = path_name(MISSING)
+    losses: dict[str, LossConfig] = setting({}, keys=Name(slashes=False))
+    stages: dict[str, StageConfig] = setting(MISSING, keys=Name(slashes=False))
+    layer_map: list[int] | None = number(at_least=0)
+    embedding_target: int | None = number(at_least=0)
+    student_activation: Activation | None = None
+    width: float = number(0.5, above=0, at_most=1)
