@@ -190,6 +190,9 @@ def test_dry_run_lists_states_and_starts_nothing(verb, outputs, runs_in, capsys)
         (["sweep", "demo", "--slurm", "partition=gpu"], "--launcher submitit"),
         (["sweep", "demo", "--launcher", "submitit", "--slurm", "gpu"], "--slurm gpu: give KEY=VALUE"),
         (["sweep", "demo", "hydra/launcher=joblib", "--dry-run"], "leave out --jobs"),
+        (["sweep", "demo", "hydra/launcher=ray"], "run `pip install hydra-ray-launcher`"),
+        (["sweep", "demo", "hydra/sweeper=optuna"], "run `pip install hydra-optuna-sweeper`"),
+        (["sweep", "demo", "hydra/launcher=joblip"], "Did you mean 'joblib'?"),
         (["sweep", "search_digits"], "lowbit search"),
         (["search", "demo", "--trials", "0"], "--trials 0"),
         (["search", "demo", "method=ti_g", "seed=1", "--trials", "2"], "no override varies"),
@@ -217,27 +220,59 @@ def test_launcher_without_a_process_per_job_refuses_several_devices(monkeypatch)
         refuse_several_devices("processes", [replace(one, nodes=2)])
 
 
-def test_launchers_of_hydra_still_run_the_jobs(tiny, outputs, runs_in, capsys):
-    words = ["method=finetune", "seed=1,50", "budget.steps=2", f"paths.outputs={outputs}", "hydra/launcher=basic"]
-    assert main(["train", "-m", *tiny, *words]) == 0
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("run ")] == ["1", "50"]
+def test_launchers_of_hydra_run_the_jobs_that_are_not_finished(tiny, outputs, runs_in, capsys):
+    """A job that is not valid stops no other, and what is done is left alone."""
+    words = ["method=finetune", "budget.steps=2", f"paths.outputs={outputs}", "hydra/launcher=basic"]
+    for seeds, code, ran in (("60,61,-1", 1, ["60", "61"]), ("60,61,62", 0, ["62"])):
+        assert main(["train", "-m", *tiny, *words, f"seed={seeds}"]) == code
+        assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("run ")] == ran
     runs = [run for run in runs_in(outputs).values() if run["config"]["method"]["name"] == "finetune"]
-    assert {run["seeds"]["run"] for run in runs} >= {1, 50}
+    assert {run["seeds"]["run"] for run in runs} >= {60, 61, 62}
 
 
-@pytest.mark.parametrize(("words", "code"), [(["hydra/launcher=joblib"], 1), (["hydra/sweeper=optuna"], 0)])
-def test_jobs_that_failed_in_processes_of_a_launcher_are_told(words, code, monkeypatch, tmp_path, capsys):
-    """Their exceptions stay there; a sweeper may leave jobs out, so that a missing run says nothing."""
-    from lowbit.cli.launchers import hydra_multirun
+def test_failing_job_of_a_launcher_of_hydra(tiny, outputs, capsys):
+    """Its error is in its log, as with any launcher, and the others run."""
+    rule = "quantizer.rules=[{match:[no.such.layer],weight:{kind:twn}}],[{match:[query],weight:{kind:twn}}]"
+    words = ["method=ternarybert", rule, "seed=63", "budget.steps=2", f"paths.outputs={outputs}"]
+    assert main(["train", "-m", *tiny, *words, "hydra/launcher=basic"]) == 1
+    head, label, reason, _, log = capsys.readouterr().err.splitlines()
+    assert head == "1 of 2 jobs failed; the same command again retries them:"
+    assert "no.such.layer" in label
+    assert "no.such.layer" in reason
+    assert "no.such.layer" in Path(log.split("log: ")[1]).read_text()
+
+
+@pytest.mark.parametrize(("name", "ran"), [(None, ["ti_g", "ti_o"]), ("demo", ["ti_g", "ti_o"])])
+def test_sweepers_of_hydra_choose_the_jobs(name, ran, tiny, outputs, runs_in, capsys):
+    """Also with a setting that only the swept methods have, which Hydra cannot place before it has swept."""
+    seed = 64 if name is None else 65
+    words = ["method=ti_o,ti_g", "method.stages.intervene.steps=2", f"seed={seed}", "budget.steps=3"]
+    before = runs_in(outputs)
+    words = [*words, f"paths.outputs={outputs}", "hydra/sweeper=basic", "hydra.sweeper.max_batch_size=1"]
+    assert main([*(["train", "-m"] if name is None else ["sweep", name]), *tiny, *words]) == 0
+    new = [run for id_, run in runs_in(outputs).items() if id_ not in before]
+    assert sorted(run["config"]["method"]["name"] for run in new) == ran
+    assert {run["sweep"] for run in new} == {name}
+
+
+def test_job_that_a_sweeper_leaves_out_has_not_failed(monkeypatch, tmp_path, capsys):
+    """One that failed in another process is known by its state."""
+    from lowbit.cli import sweep
     from lowbit.execution.jobs import one_job
 
-    monkeypatch.setattr("hydra.main", lambda **_: lambda _: lambda: None)
-    job = one_job(["method=ti_g", f"paths.outputs={tmp_path}"], "method=ti_g")
-    assert hydra_multirun(["method=ti_g", *words], [job]) == code
-    assert ("1 of 1 jobs failed" in capsys.readouterr().err) == (code == 1)
+    class Sweeper:
+        def sweep(self, arguments: list[str]) -> None:
+            """Choose nothing."""
+
+    monkeypatch.setattr(sweep, "make_sweeper", lambda *_: Sweeper())
+    words = ["method=ti_g", f"paths.outputs={tmp_path}"]
+    command = ["train", "-m", *words, "hydra/sweeper=basic"]
+    assert main(command) == 0
+    job = one_job(words, "")
     job.folder.mkdir(parents=True)
     (job.folder / "error.log").touch()
-    assert hydra_multirun(["method=ti_g", *words], [job]) == 1
+    assert main(command) == 1
+    assert "1 of 1 jobs failed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -255,7 +290,7 @@ def test_jobs_that_failed_in_processes_of_a_launcher_are_told(words, code, monke
 def test_hydra_gets_the_jobs_that_we_expand(overrides):
     """`lowbit table` and the checks expand by themselves; Hydra's sweeper must come to the same configs."""
     parser = OverridesParser.create()
-    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(C.hydra_arguments(overrides)), max_batch_size=None)
+    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(C.quoted(overrides)), max_batch_size=None)
     ours = C.expand(overrides)
     assert len(batch) == len(ours)
     for theirs, own in zip(batch, ours, strict=True):

@@ -13,7 +13,7 @@ from lowbit.config import compose as C
 from lowbit.config.problems import ConfigError
 from lowbit.config.sources import file_problems
 from lowbit.config.validate import load
-from lowbit.execution.space import parse_space
+from lowbit.execution.search import parse_space
 
 VERBS = (
     *("train", "sweep", "search", "ablate", "table", "report", "sync", "compare"),

@@ -13,7 +13,7 @@ from lowbit.config import identity
 from lowbit.config.batch import load_jobs
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
-from lowbit.execution.space import parse_space
+from lowbit.execution.search import parse_space
 from lowbit.settings.data import GlueTask, XglueTask
 
 ROOT = C.shipped_root()

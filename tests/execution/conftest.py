@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit.execution.jobs import Job
+from lowbit.execution.jobs import SweepJob
 
 # Arguments: folder, seconds to sleep in the first attempt, exit code, then settings that the script ignores.
 SCRIPT = """
@@ -37,7 +37,7 @@ run = dict(schema=1, status="finished", config={"method": {"name": "m"}}, primar
 
 LONG = 600.0
 """Seconds that no test waits for."""
-MakeJob = Callable[..., Job]
+MakeJob = Callable[..., SweepJob]
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +52,11 @@ def _interrupts_are_heard() -> Iterator[None]:
 def job(tmp_path: Path) -> MakeJob:
     """Return a function that makes a job of the script."""
 
-    def make(name: str, code: int = 0, *, long: bool = False, **changes) -> Job:
+    def make(name: str, code: int = 0, *, long: bool = False, **changes) -> SweepJob:
         folder = tmp_path / "runs" / name
         overrides = (str(folder), str(LONG if long else 0), str(code))
         facts = {"overrides": overrides, "method": "m", "steps": 10, **changes}
-        return Job(label=f"job={name}", run_id=name, folder=folder, outputs=tmp_path, **facts)
+        return SweepJob(label=f"job={name}", run_id=name, folder=folder, outputs=tmp_path, **facts)
 
     return make
 
@@ -71,7 +71,7 @@ def command() -> Callable[[Sequence[str]], list[str]]:
 def finish() -> Callable[..., None]:
     """Return a function that leaves the run.json of a finished run."""
 
-    def write(job: Job, **changes) -> None:
+    def write(job: SweepJob, **changes) -> None:
         run = {
             "schema": 1,
             "status": "finished",

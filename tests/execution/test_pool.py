@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from lowbit.execution import pool as pool_module
-from lowbit.execution.parent import PARENT_VARIABLE
 from lowbit.execution.pool import Pool, gpus_of
-from lowbit.execution.process import last_error
-from lowbit.execution.states import State, state_of
+from lowbit.execution.process import PARENT_VARIABLE, last_error
+from lowbit.execution.state import State, state_of
 from lowbit.results.run_folder import read_attempt
 
 
@@ -118,7 +117,7 @@ PARENT = """
 import os, subprocess, sys, time
 child = '''
 import os, time
-from lowbit.execution.parent import follow_parent
+from lowbit.execution.process import follow_parent
 follow_parent()
 print(os.getpid(), flush=True)
 time.sleep(600)
@@ -143,7 +142,7 @@ def test_kill_9_of_the_sweep_leaves_no_orphan():
 
 
 def test_process_that_was_not_started_by_a_sweep_follows_nobody(monkeypatch):
-    from lowbit.execution.parent import follow_parent
+    from lowbit.execution.process import follow_parent
 
     monkeypatch.delenv(PARENT_VARIABLE, raising=False)
     follow_parent()

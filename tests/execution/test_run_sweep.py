@@ -9,9 +9,9 @@ from filelock import FileLock
 
 from lowbit.cli.sweep import exit_code
 from lowbit.execution.pool import Pool
-from lowbit.execution.states import State, state_of
+from lowbit.execution.progress import View
+from lowbit.execution.state import State, state_of
 from lowbit.execution.sweep import Failure, run_sweep
-from lowbit.execution.views import Lines
 from lowbit.results.run_folder import write_holder
 
 
@@ -19,7 +19,7 @@ def test_only_what_is_missing_is_run(job, command, finish, capsys):
     done, missing, failing = job("done"), job("missing"), job("failing", code=1)
     finish(done)
     before = (done.folder / "run.json").stat().st_mtime_ns
-    failures = run_sweep([done, missing, failing], Pool(2, command), Lines(2))
+    failures = run_sweep([done, missing, failing], Pool(2, command), View(2))
     assert [(failure.job.run_id, failure.reason) for failure in failures] == [("failing", "error: out of luck")]
     assert [state_of(one) for one in (done, missing, failing)] == [State.done, State.done, State.failed]
     assert (done.folder / "run.json").stat().st_mtime_ns == before
@@ -32,9 +32,9 @@ def test_only_what_is_missing_is_run(job, command, finish, capsys):
 
 def test_second_time_nothing_is_run(job, command, capsys):
     jobs = [job("a"), job("b")]
-    assert run_sweep(jobs, Pool(1, command), Lines(1)) == []
+    assert run_sweep(jobs, Pool(1, command), View(1)) == []
     stamps = [(one.folder / "run.json").stat().st_mtime_ns for one in jobs]
-    assert run_sweep(jobs, Pool(1, command), Lines(1)) == []
+    assert run_sweep(jobs, Pool(1, command), View(1)) == []
     assert [(one.folder / "run.json").stat().st_mtime_ns for one in jobs] == stamps
     assert "started" not in capsys.readouterr().out.split("2 jobs: 2 done", 1)[1]
 
@@ -45,7 +45,7 @@ def test_what_a_killed_sweep_left_in_a_finished_run_goes(job, command, finish):
     finish(done)
     left = done.folder / f".attempt.json.01234567.{socket.gethostname()}-{2**22 + 1}.tmp"
     left.touch()
-    assert run_sweep([done], Pool(1, command), Lines(1)) == []
+    assert run_sweep([done], Pool(1, command), View(1)) == []
     assert not left.exists()
 
 
@@ -57,7 +57,7 @@ def test_damaged_runs_stop_no_other(job, command, tmp_path, capsys):
     (garbage.folder / "stages" / "one").mkdir(parents=True)
     for file in ("run.json", "holder.json", "attempt.json", "stages/one/stage.json", "stages/one/progress.json"):
         (garbage.folder / file).write_bytes(b"\xff\x00[")
-    (failure,) = run_sweep([first, no_folder, garbage, last], Pool(2, command), Lines(2))
+    (failure,) = run_sweep([first, no_folder, garbage, last], Pool(2, command), View(2))
     assert failure.job is no_folder
     assert str(no_folder.folder) in failure.reason
     assert [state_of(one) for one in (first, garbage, last)] == [State.done] * 3
@@ -81,7 +81,7 @@ def test_exit_code_says_that_jobs_still_run_elsewhere(job, finish, capsys):
 def test_invalid_job_is_a_failure_with_a_log(job, command):
     bad = job("bad", problems=("seed=-1: must be at least 0",))
     good = job("good")
-    (failure,) = run_sweep([bad, good], Pool(1, command), Lines(1))
+    (failure,) = run_sweep([bad, good], Pool(1, command), View(1))
     assert failure.job is bad
     assert "seed=-1" in bad.log.read_text()
     assert state_of(good) is State.done
@@ -99,7 +99,7 @@ def test_jobs_that_share_a_missing_teacher_do_not_wait_in_slots(job, command, tm
     teacher = tmp_path / "teachers" / "t"
     waiting = [job(f"w{index}", teacher=teacher) for index in range(2)]
     jobs = [*waiting, job("other", teacher=tmp_path / "teachers" / "u")]
-    assert run_sweep(jobs, Ordered(2, command), Lines(2)) == []
+    assert run_sweep(jobs, Ordered(2, command), View(2)) == []
     assert [name for name, _ in order] == ["w0", "other", "w1"]
     assert order[2][1] <= 1
 
@@ -109,8 +109,8 @@ def test_interrupt_waits_for_the_jobs_and_leaves_them_resumable(by, job, command
     """Ctrl-C in the terminal, and SIGTERM of a batch system."""
     long, later = job("long", long=True), job("later")
 
-    class Interrupted(Lines):
-        def show(self, running):
+    class Interrupted(View):
+        def show(self):
             if (long.folder / "pid").exists():
                 os.kill(os.getpid(), getattr(signal, by))
 
@@ -136,8 +136,8 @@ def test_second_interrupt_kills(job, command):
                 raise KeyboardInterrupt  # the second one
             return super().poll()
 
-    class Interrupted(Lines):
-        def show(self, running):
+    class Interrupted(View):
+        def show(self):
             if (deaf.folder / "pid").exists():
                 raise KeyboardInterrupt
 

@@ -9,10 +9,9 @@ from optuna.trial import TrialState
 
 from lowbit.config.problems import ConfigError
 from lowbit.execution import search as search_module
-from lowbit.execution.search import Search, objective, open_study
-from lowbit.execution.space import parse_space
-from lowbit.execution.states import result
-from lowbit.execution.views import Lines
+from lowbit.execution.progress import View
+from lowbit.execution.search import Search, objective, open_study, parse_space
+from lowbit.execution.state import result
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def test_trials_are_runs_and_the_best_is_found(space, finish, tmp_path, capsys):
     with open_study("mine", space, tmp_path, "id") as study:
         search = Search(study, space, 8)
         runner = Runner(finish, slots=2)
-        search.run(runner, Lines(2))
+        search.run(runner, View(2))
         assert search.failures == []
         assert len(study.trials) == 8 == len(runner.started)
         assert study.best_value == max(trial.value for trial in study.trials)
@@ -99,18 +98,18 @@ def test_search_resumes_with_the_parameters_of_unfinished_trials(space, finish, 
     """N counts all trials; what was running when the process died is the same run again."""
     dead = Runner(finish, dies_at=3)
     with pytest.raises(RuntimeError), open_study("mine", space, tmp_path, "id") as study:
-        Search(study, space, 6).run(dead, Lines(1))
+        Search(study, space, 6).run(dead, View(1))
     second = Runner(finish)
     with open_study("mine", space, tmp_path, "id") as study:
         assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
-        Search(study, space, 6).run(second, Lines(1))
+        Search(study, space, 6).run(second, View(1))
         assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 6
         drawn = [trial.params["x"] for trial in study.trials]
     assert second.started[0] == dead.started[2]
     assert len(set(drawn)) == 6  # the resumed sampler does not repeat its first trials
     third = Runner(finish)
     with open_study("mine", space, tmp_path, "id") as study:
-        Search(study, space, 6).run(third, Lines(1))
+        Search(study, space, 6).run(third, View(1))
     assert third.started == []
 
 
@@ -122,7 +121,7 @@ def test_failed_job_is_a_failed_trial(space, finish, tmp_path):
 
     with open_study("mine", space, tmp_path, "id") as study:
         search = Search(study, space, 2)
-        search.run(Failing(finish), Lines(1))
+        search.run(Failing(finish), View(1))
         assert [trial.state for trial in study.trials] == [TrialState.FAIL] * 2
     assert len(search.failures) == 2
 
@@ -143,14 +142,14 @@ def test_failed_job_is_a_failed_trial(space, finish, tmp_path):
 def test_damaged_journal_keeps_its_whole_lines(damage, trials, space, finish, tmp_path, capsys):
     """What Optuna can still read counts on, in this call and in the next; the damaged file is set aside and named."""
     with open_study("mine", space, tmp_path, "id") as study:
-        Search(study, space, 4).run(Runner(finish), Lines(1))
+        Search(study, space, 4).run(Runner(finish), View(1))
     journal = tmp_path / "searches" / "mine.journal"
     content = b"\n".join(damage(journal.read_bytes().splitlines()))
     journal.write_bytes(content)
     with open_study("mine", space, tmp_path, "id") as study:
         found = len(study.trials)
         assert found >= trials - 1
-        Search(study, space, 5).run(Runner(finish), Lines(1))
+        Search(study, space, 5).run(Runner(finish), View(1))
     if content:
         assert str(journal) in capsys.readouterr().err
         assert journal.with_name("mine.journal.damaged").read_bytes() == content

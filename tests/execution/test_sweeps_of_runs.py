@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lowbit.execution.states import is_running
+from lowbit.execution.state import is_running
 from lowbit.results.run_folder import HOLDER_FILE
 
 WORDS = [

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lowbit.cli import main
-from lowbit.execution.states import is_running
+from lowbit.execution.state import is_running
 from lowbit.results import read_run
 from lowbit.results.run_file import RUN_FILE
 from lowbit.results.run_folder import METRICS_FILE

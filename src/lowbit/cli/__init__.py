@@ -13,8 +13,7 @@ from lowbit import __version__
 from lowbit.cli import ablate, bench, compare, configs, fetch, report, search, softlabels, sweep, sync, table, train
 from lowbit.cli.verbs import describe_error
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError
-from lowbit.execution.parent import follow_parent
-from lowbit.execution.process import use_own_temporary_folder
+from lowbit.execution.process import follow_parent, use_own_temporary_folder
 
 _VERBS = (train, sweep, search, ablate, table, report, sync, compare, configs, fetch, softlabels, bench)
 

@@ -13,11 +13,19 @@ from lowbit.cli.verbs import OVERRIDES, AddVerb, check_jobs
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError, nearest
-from lowbit.execution.ablation import Arm, Skipped, effects, metric_of, plan_ablation
-from lowbit.execution.states import state_of
+from lowbit.execution.ablation import (
+    SLOTS,
+    Arm,
+    Skipped,
+    Variant,
+    build_variants,
+    effects,
+    metric_of,
+    plan_ablation,
+)
+from lowbit.execution.progress import print_plan
+from lowbit.execution.state import state_of
 from lowbit.execution.sweep import run_sweep
-from lowbit.execution.variants import SLOTS, Variant, build_variants
-from lowbit.execution.views import print_plan
 from lowbit.results.effects import effects_csv, effects_grid
 from lowbit.results.formats import write_grid
 from lowbit.results.terminal import print_grid

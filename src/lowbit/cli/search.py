@@ -13,8 +13,7 @@ from lowbit.cli.verbs import OVERRIDES, AddVerb, known_sweep
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError
-from lowbit.execution.search import Search, check_optuna, open_study
-from lowbit.execution.space import Space, parse_space
+from lowbit.execution.search import Search, Space, open_study, parse_space
 
 
 def add(verb: AddVerb) -> None:
@@ -31,7 +30,6 @@ def add(verb: AddVerb) -> None:
 
 def _search(args: argparse.Namespace) -> int:
     known_sweep(args.name)
-    check_optuna()
     if args.trials < 1:
         raise ConfigError([f"--trials {args.trials}: must be 1 or greater"])
     space = parse_space(C.sweep_overrides(args.name, args.overrides))

@@ -9,16 +9,20 @@ from collections.abc import Sequence
 from lowbit.cli.launchers import (
     add_options,
     check_options,
-    hydra_multirun,
-    hydra_words,
+    hydra_launcher,
     make_launcher,
+    make_sweeper,
     refuse_several_devices,
+    split_hydra_words,
 )
 from lowbit.cli.verbs import OVERRIDES, SWEEP, AddVerb, jobs_of, known_sweep
-from lowbit.execution.jobs import Job, plan
-from lowbit.execution.states import State, state_of
+from lowbit.config import compose as C
+from lowbit.config.problems import ConfigError
+from lowbit.execution.jobs import SweepJob, plan
+from lowbit.execution.process import last_error
+from lowbit.execution.progress import print_plan
+from lowbit.execution.state import State, state_of
 from lowbit.execution.sweep import Failure, run_sweep
-from lowbit.execution.views import print_plan
 
 FAILED, STILL_RUNNING = 1, 3
 
@@ -39,26 +43,40 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def multirun(args: argparse.Namespace, overrides: list[str], name: str) -> int:
-    """Run every job of the overrides that is not finished; a job that is not valid does not keep the others back.
+    """Run every job of the overrides that is not finished; a job that is not valid does not stop the others.
 
     Raises:
         ConfigError: no job is valid, or the options do not fit.
     """
-    check_options(args, overrides)
-    words = hydra_words(overrides)
-    jobs = plan(jobs_of([word for word in overrides if word not in words]), name)
-    if words:
-        launcher = next((word.split("=")[1] for word in words if "launcher=" in word), "basic")
-        refuse_several_devices(launcher, jobs)
-        return hydra_multirun(overrides, jobs)
+    words, overrides = split_hydra_words(overrides)
+    check_options(args, words)
+    jobs = plan(jobs_of(overrides), name)
+    if any("sweeper" in word for word in words):
+        return _run_sweeper(words, overrides, jobs)
     if args.dry_run:
         print_plan(jobs, {job.run_id: state_of(job) for job in jobs}, args.jobs or 1)
         return 0
-    launcher_, view = make_launcher(args, name, jobs[0].outputs, jobs)
-    return exit_code(run_sweep(jobs, launcher_, view), jobs)
+    launcher, view = make_launcher(args, name, jobs[0].outputs, jobs, words)
+    return exit_code(run_sweep(jobs, launcher, view), jobs)
 
 
-def exit_code(failures: Sequence[Failure], jobs: Sequence[Job]) -> int:
+def _run_sweeper(words: list[str], overrides: list[str], jobs: Sequence[SweepJob]) -> int:
+    """Let a sweeper of Hydra choose among the jobs; those that it leaves out have not failed.
+
+    Raises:
+        ConfigError: a job is not valid.
+    """
+    problems = list(dict.fromkeys(problem for job in jobs for problem in job.problems))
+    if problems:
+        raise ConfigError(problems)
+    refuse_several_devices(hydra_launcher(words), jobs)
+    files = [word for word in overrides if word.startswith("+sweeps=")]  # their values are the sweeper's parameters
+    make_sweeper([*words, *files], jobs[0].outputs).sweep(arguments=C.quoted(overrides))
+    failed = [job for job in jobs if state_of(job) is State.failed]
+    return exit_code([Failure(job, last_error(job.log)) for job in failed], jobs)
+
+
+def exit_code(failures: Sequence[Failure], jobs: Sequence[SweepJob]) -> int:
     """Say what has failed, and what still runs in another process; return the exit code (docs/sweeps.md)."""
     tell_failures(failures, len(jobs))
     running = [job for job in jobs if state_of(job) is State.running]

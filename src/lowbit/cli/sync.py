@@ -15,7 +15,7 @@ from lowbit.config import compose as C
 from lowbit.config.problems import ConfigError, nearest
 from lowbit.config.validate import load
 from lowbit.execution.jobs import plan
-from lowbit.execution.states import is_running
+from lowbit.execution.state import is_running
 
 _AT_ONCE = 100  # folders of one command: its length is limited
 _ID = "[0-9a-f]" * 12

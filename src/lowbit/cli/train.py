@@ -19,7 +19,7 @@ from lowbit.config.idle import idle_notes
 from lowbit.config.problems import ConfigError
 from lowbit.config.teacher import needs_teacher
 from lowbit.config.validate import load, planned_steps
-from lowbit.execution.parent import lead_children
+from lowbit.execution.process import lead_children
 from lowbit.settings.model import TeacherSource
 from lowbit.settings.quantizer import FakeQuantConfig, QuantizerKind
 from lowbit.settings.run import Config

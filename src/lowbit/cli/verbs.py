@@ -13,7 +13,7 @@ from lowbit.config import compose as C
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, nearest
 from lowbit.config.sources import file_problems
 from lowbit.config.validate import load
-from lowbit.execution.states import state_of_run
+from lowbit.execution.state import state_of_run
 from lowbit.results.found import Found, choose_runs
 from lowbit.settings.run import Config
 

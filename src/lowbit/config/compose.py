@@ -51,9 +51,7 @@ class _LowbitSearchPath(SearchPathPlugin):
 
 
 def register() -> None:
-    """Tell Hydra about the root schema, the search path and our resolvers; safe to call twice."""
-    OmegaConf.register_new_resolver("if_equal", _if_equal, replace=True)
-    OmegaConf.register_new_resolver("choose", _choose, replace=True)
+    """Tell Hydra about the root schema and the search path; safe to call twice."""
     store = ConfigStore.instance()
     if "base_config.yaml" not in store.repo:  # building the schema takes longer than reading a choice's file
         store.store(name="base_config", node=Config)
@@ -76,6 +74,11 @@ def _choose(value: Any, table: dict[str, Any]) -> Any:
 def _plain(value: Any) -> Any:
     """Return the word that a config file writes for a value."""
     return value.name if isinstance(value, Enum) else value
+
+
+# At import: the processes of Hydra's launchers compose configs before they call anything of ours.
+OmegaConf.register_new_resolver("if_equal", _if_equal, replace=True)
+OmegaConf.register_new_resolver("choose", _choose, replace=True)
 
 
 @contextmanager
@@ -191,24 +194,6 @@ def sweep_overrides(name: str, overrides: list[str]) -> list[str]:
     assert isinstance(params, dict)
     swept = ["=".join(map(str, item)) for item in params.items()]
     return [f"+sweeps={name}", f"sweep={name}", *swept, *overrides]
-
-
-def hydra_arguments(overrides: list[str]) -> list[str]:
-    """Return the arguments with which Hydra's basic sweeper runs exactly the jobs of `expand(overrides)`.
-
-    Before it sweeps, Hydra composes one config from the overrides that are not swept. Values that only a swept choice
-    has a place for (`method=ti_o,ti_g method.stages.intervene.steps=120`) fail there, so they become sweeps of one.
-    """
-    arguments = []
-    for override in OverridesParser.create().parse_overrides(quoted(overrides)):
-        text = override.input_line or ""
-        key, _, value = text.partition("=")
-        plain = override.is_sweep_override() or override.is_delete() or not value
-        if plain or "." not in key or key.lstrip("+").startswith(("hydra.", "paths.")):
-            arguments.append(text)
-        else:
-            arguments.append(f"{key}=choice({value})")
-    return arguments
 
 
 def files_of(choice: str) -> list[Path]:

@@ -1,10 +1,10 @@
-"""From override lists to jobs: each with its run's folder, or with what is wrong with it."""
+"""From override lists to the jobs of a sweep: each with its run's folder, or with what is wrong with it."""
 
 from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,22 +17,22 @@ from lowbit.settings.run import Config
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One run of a sweep.
 
     Attributes:
-        overrides: What `lowbit train` takes.
-        label: The overrides in which it differs from the other jobs.
-        run_id: The run's id; of a job whose config is not valid, a hash of its overrides.
-        folder: The run's folder; of a job whose config is not valid, where its log goes.
-        outputs: Where results go.
-        method: The method's name, to estimate times from jobs of the same method.
-        steps: Optimizer steps, without the teacher's; None where only the data tell.
-        teacher: Where the teacher will be that it needs, if it does.
-        devices: Devices that it asks for, of each of its `nodes`.
-        nodes: Machines that it asks for.
-        threads: CPU threads that it asks for, or None.
-        problems: What is wrong with its config.
+        overrides: The arguments of `lowbit train`.
+        label: The overrides in which the job differs from the others.
+        run_id: The run's id; a hash of the overrides if the config is not valid.
+        folder: The run's folder; the folder of its log if the config is not valid.
+        outputs: The folder of all results.
+        method: The method's name; times are estimated from jobs of the same method.
+        steps: Optimizer steps without those of the teacher; None if only the data tell.
+        teacher: The folder of the teacher that the job needs, or None.
+        devices: Devices per node.
+        nodes: Machines.
+        threads: CPU threads that the config sets, or None.
+        problems: What is wrong with the config.
     """
 
     overrides: tuple[str, ...]
@@ -55,49 +55,49 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """The file that gets what the job prints."""
+        """The file with the job's output."""
         return self.folder / LOG_FILE
 
 
-def plan(jobs: Sequence[list[str]], name: str) -> list[Job]:
-    """Return the jobs of the sweep `name`, each run once even where several override lists lead to it.
+def plan(jobs: Sequence[list[str]], name: str) -> list[SweepJob]:
+    """Return the jobs of the sweep `name`; override lists that lead to the same run make one job.
 
-    A job whose config is not valid is returned with its problems: the others are still worth running.
+    A job with an invalid config is returned with its problems, so that the others can run.
 
     Raises:
         ConfigError: no job is valid.
     """
-    labels = _labels(jobs)
-    planned: dict[str, Job] = {}
+    planned: dict[str, SweepJob] = {}
     invalid: list[tuple[list[str], str, list[str]]] = []
     outputs = Path()
-    for overrides, label, loaded in zip(jobs, labels, load_jobs(jobs), strict=True):
+    common = set(jobs[0]).intersection(*jobs[1:]) if len(jobs) > 1 else set()
+    for overrides, loaded in zip(jobs, load_jobs(jobs), strict=True):
+        label = " ".join(word for word in overrides if word not in common)
         if isinstance(loaded, ConfigError):
             invalid.append((overrides, label, loaded.problems))
             continue
-        job = job_of(*loaded, overrides, label)
+        job = make_job(*loaded, overrides, label)
         outputs = job.outputs
         planned.setdefault(job.run_id, job)
     if not planned:
         raise ConfigError(list(dict.fromkeys(problem for _, _, problems in invalid for problem in problems)))
-    refused = [invalid_job(*job, outputs, name) for job in invalid]
-    return [*planned.values(), *refused]
+    return [*planned.values(), *(invalid_job(*job, outputs, name) for job in invalid)]
 
 
-def one_job(overrides: list[str], label: str) -> Job:
-    """Return a job of its own.
+def one_job(overrides: list[str], label: str) -> SweepJob:
+    """Return the job of one override list.
 
     Raises:
         ConfigError: its config is not valid.
     """
-    return job_of(*load(overrides), overrides, label)
+    return make_job(*load(overrides), overrides, label)
 
 
-def job_of(cfg: identity.Composed, config: Config, overrides: Sequence[str], label: str) -> Job:
-    """Return the job of a config that is valid."""
+def make_job(cfg: identity.Composed, config: Config, overrides: Sequence[str], label: str) -> SweepJob:
+    """Return the job of a valid config."""
     outputs, teacher = Path(config.paths.outputs), identity.cached_teacher(cfg)
     folder = identity.run_folder(cfg, config)
-    return Job(
+    return SweepJob(
         overrides=tuple(overrides),
         label=label or config.name,
         run_id=folder.name,
@@ -112,15 +112,8 @@ def job_of(cfg: identity.Composed, config: Config, overrides: Sequence[str], lab
     )
 
 
-def invalid_job(overrides: list[str], label: str, problems: Sequence[str], outputs: Path, name: str) -> Job:
-    """Return a job of the sweep `name` that cannot be run."""
+def invalid_job(overrides: list[str], label: str, problems: Sequence[str], outputs: Path, name: str) -> SweepJob:
+    """Return a job of the sweep `name` that cannot run."""
     digest = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:12]
     folder = outputs / "sweeps" / name / digest
-    return Job(tuple(overrides), label, digest, folder, outputs, problems=tuple(problems))
-
-
-def _labels(jobs: Iterable[list[str]]) -> list[str]:
-    """Return, for each job, the overrides that not all jobs have in common."""
-    rows = [list(job) for job in jobs]
-    common = set(rows[0]).intersection(*rows[1:]) if len(rows) > 1 else set()
-    return [" ".join(word for word in row if word not in common) for row in rows]
+    return SweepJob(tuple(overrides), label, digest, folder, outputs, problems=tuple(problems))

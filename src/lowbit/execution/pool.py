@@ -1,4 +1,4 @@
-"""A pool of job processes on this machine, which shares its cores and GPUs among them."""
+"""A pool of job processes on this machine, which divides its cores and GPUs among them."""
 
 from __future__ import annotations
 
@@ -7,97 +7,74 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
-from lowbit.execution.jobs import Job
-from lowbit.execution.parent import PARENT_VARIABLE
-from lowbit.execution.process import Started, start, train_command
+from lowbit.execution.jobs import SweepJob
+from lowbit.execution.process import PARENT_VARIABLE, Started, start, train_command
 
 _GPUS = Path("/proc/driver/nvidia/gpus")  # asking torch would take seconds, and memory on the GPU
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-class Launcher(Protocol):
-    """Runs jobs, at most `slots` at once."""
-
-    slots: int
-    running: dict[str, Job]
-
-    def start(self, job: Job) -> None:
-        """Start a job."""
-
-    def poll(self) -> list[tuple[Job, int]]:
-        """Return the jobs that have ended since the last call, with their exit codes."""
-
-    def interrupt(self) -> bool:
-        """Ask the running jobs to stop; return whether they do."""
-
-    def kill(self) -> None:
-        """Stop the running jobs now."""
-
-
 class Pool:
-    """One operating-system process per job.
+    """A launcher with one operating-system process per job.
 
     Args:
         slots: Jobs that run at once.
-        command: The command line of a list of overrides; `lowbit train` unless a test says otherwise.
+        command: Makes the command line of a job from its overrides; tests replace `lowbit train`.
     """
 
     def __init__(self, slots: int, command: Callable[[Sequence[str]], list[str]] = train_command) -> None:
         self.slots = slots
-        self.running: dict[str, Job] = {}
+        self.running: dict[str, SweepJob] = {}
         self._command = command
-        self._started: dict[str, Started] = {}
-        self._slot_of: dict[str, int] = {}
+        self._started: dict[str, tuple[int, Started]] = {}  # slot and process of each job
         self._interrupted = False
 
-    def start(self, job: Job) -> None:
+    def start(self, job: SweepJob) -> None:
         """Start a job in a free slot."""
-        slot = min(set(range(self.slots)) - set(self._slot_of.values()))
+        slot = min(set(range(self.slots)) - {slot for slot, _ in self._started.values()})
         overrides = [*job.overrides]
         if self.slots > 1 and job.threads is None:
             overrides.append(f"trainer.threads={max(cores() // self.slots, 1)}")
-        mine = {PARENT_VARIABLE: str(os.getpid()), **gpus_of(slot, self.slots, job.devices)}
-        self._started[job.run_id] = start(job.folder, self._command(overrides), {**os.environ, **mine})
-        self._slot_of[job.run_id] = slot
+        own = {PARENT_VARIABLE: str(os.getpid()), **gpus_of(slot, self.slots, job.devices)}
+        self._started[job.run_id] = slot, start(job.folder, self._command(overrides), {**os.environ, **own})
         self.running[job.run_id] = job
 
-    def poll(self) -> list[tuple[Job, int]]:
-        """Return the jobs that have ended; what a job that was interrupted says is no failure, and not recorded."""
+    def poll(self) -> list[tuple[SweepJob, int]]:
+        """Return the jobs that have ended; the exit code of an interrupted job is no failure, and not recorded."""
         ended = []
-        for run_id, started in list(self._started.items()):
+        for run_id, (_, started) in list(self._started.items()):
             if started.process.poll() is None:
                 continue
             code = started.process.returncode if self._interrupted else started.record()
-            del self._started[run_id], self._slot_of[run_id]
+            del self._started[run_id]
             ended.append((self.running.pop(run_id), code))
         return ended
 
     def interrupt(self) -> bool:
         """Send every job one Ctrl-C."""
         self._interrupted = True
-        for started in self._started.values():
+        for _, started in self._started.values():
             with suppress(ProcessLookupError):
                 started.process.send_signal(signal.SIGINT)
         return True
 
     def kill(self) -> None:
-        """Kill every job and what it has started."""
+        """Kill every job and its children."""
         self._interrupted = True
-        for started in self._started.values():
+        for _, started in self._started.values():
             with suppress(ProcessLookupError):
                 os.killpg(started.process.pid, signal.SIGKILL)
             started.process.wait()
 
 
 def cores() -> int:
-    """Return the CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus_of(slot: int, slots: int, devices: int) -> dict[str, str]:
-    """Return the environment that gives the job in `slot` its own GPUs; empty where there is nothing to share out."""
+    """Return the environment that gives the job in `slot` its GPUs; empty if there is nothing to divide."""
     known = gpus()
     if slots == 1 or len(known) < 2:
         return {}
@@ -107,7 +84,7 @@ def gpus_of(slot: int, slots: int, devices: int) -> dict[str, str]:
 
 def gpus() -> list[str]:
     """Return the names of the GPUs that this process may use."""
-    named = os.environ.get(_VISIBLE)
-    if named is not None:
-        return [name for name in named.split(",") if name]
+    visible = os.environ.get(_VISIBLE)
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
     return [str(index) for index, _ in enumerate(_GPUS.iterdir())] if _GPUS.is_dir() else []

@@ -1,8 +1,9 @@
-"""The process of one job: its command, its environment, its log, and the record of how it ended."""
+"""The process of one job: its command, log, record and temporary folder; it ends when the sweep ends."""
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import datetime as dt
 import hashlib
 import os
@@ -24,13 +25,15 @@ from pathlib import Path
 from lowbit.files import is_alive
 from lowbit.results.run_folder import ATTEMPT_FILE, LOG_FILE, STAGE_FILE, Attempt, write_attempt
 
+PARENT_VARIABLE = "LOWBIT_PARENT"  # the id of the process with which a job ends
+_PR_SET_PDEATHSIG = 1  # prctl.h
 _LONGEST_FOLDER = 70  # a socket's path has at most 107 bytes, of which multiprocessing adds 32
 _TAIL = 20_000  # bytes of a log that are searched for its last error
 
 
 @dataclass(frozen=True)
 class Started:
-    """A process that runs a job in `folder`."""
+    """A process that runs a job in `folder`; `whole` says that the run begins at step 0."""
 
     folder: Path
     process: subprocess.Popen[bytes]
@@ -38,7 +41,7 @@ class Started:
     whole: bool
 
     def record(self) -> int:
-        """Write how the ended process ended into the run's folder; return its exit code."""
+        """Write into the run's folder how the process ended; return its exit code."""
         code = self.process.wait()
         with suppress(OSError):  # a full disk: the record only helps to show how the run went
             write_attempt(self.folder, Attempt(code, time.monotonic() - self.since, self.whole))
@@ -51,47 +54,74 @@ def train_command(overrides: Sequence[str]) -> list[str]:
 
 
 def start(folder: Path, command: Sequence[str], environment: Mapping[str, str]) -> Started:
-    """Start a job's process, with its output at the end of the log in its folder.
+    """Start a job's process, and append its output to the log in its folder.
 
-    It leads a session of its own: Ctrl-C in the terminal reaches the sweep alone, which passes it on once.
+    The process leads its own session: Ctrl-C in the terminal reaches only the sweep, which passes it on once.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ATTEMPT_FILE).unlink(missing_ok=True)
     whole = not any(folder.glob("stages/*/*.ckpt")) and not any(folder.glob(f"stages/*/{STAGE_FILE}"))
-    with (folder / LOG_FILE).open("ab") as log:
-        log.write(
-            f"$ {shlex.join(command)}  # {dt.datetime.now().astimezone().isoformat(timespec='seconds')}\n".encode()
-        )
+    with (folder / LOG_FILE).open("ab") as log, _interrupts_reach_children():
+        now = dt.datetime.now().astimezone().isoformat(timespec="seconds")
+        log.write(f"$ {shlex.join(command)}  # {now}\n".encode())
         log.flush()
-        with _interrupts_reach_children():
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
     return Started(folder, process, time.monotonic(), whole)
 
 
 @contextmanager
 def _interrupts_reach_children() -> Iterator[None]:
-    """Let children hear SIGINT although this process ignores it, as behind `&`: they would inherit that."""
-    ignored = (
-        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    )
-    if ignored:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Restore SIGINT for children where this process ignores it, as it does behind `&`: they would inherit that."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        if ignored:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def follow_parent() -> None:
+    """End this process as soon as its parent ends, if the environment asks for it; call this from the main thread.
+
+    `kill -9` of a sweep thus leaves no orphans. Checkpoints and records are written atomically: only the steps since
+    the last checkpoint are lost. The children of this process do not inherit the request.
+    """
+    parent = os.environ.pop(PARENT_VARIABLE, None)
+    if parent is None:
+        return
+    if hasattr(signal, "SIGUSR2"):  # a batch system warns all processes of a job; only the parent acts on it
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    else:
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+    if os.getppid() != int(parent):  # it ended before this line
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def lead_children() -> None:
+    """Make the `lowbit` processes that this one starts end when it ends."""
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
 
 
 def last_error(log: Path) -> str:
-    """Return the last line of a job's log that says what went wrong, and the next one where it announces a list."""
+    """Return the last error in a job's log, with the first item of the list that it announces."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL))
@@ -101,19 +131,19 @@ def last_error(log: Path) -> str:
     except OSError as error:
         return f"its log cannot be read ({error})"
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("traceback: ")]
-    told = [index for index, line in enumerate(lines) if line.startswith(("error:", "  - "))]
-    found = lines[told[-1] : told[-1] + 2] if told else lines[-1:]
-    if len(found) == 2 and not found[0].endswith(":"):  # else the first of a list follows
+    errors = [index for index, line in enumerate(lines) if line.startswith(("error:", "  - "))]
+    found = lines[errors[-1] : errors[-1] + 2] if errors else lines[-1:]
+    if len(found) == 2 and not found[0].endswith(":"):
         del found[1]
     return " ".join(line.strip().removeprefix("- ") for line in found) or "the log is empty"
 
 
 @cache
 def use_own_temporary_folder() -> None:
-    """Keep what this process and its libraries put into the system's temporary folder in one place below it.
+    """Keep the temporary files of this process and its libraries in one folder, and delete it at the end.
 
-    It goes when the process ends; those of processes that were killed go here. Nothing changes where there is no room,
-    or where the name would be too long for the sockets that workers of a data loader make there.
+    Folders of killed processes are deleted here. Nothing changes if the disk is full, or if the name would be too long
+    for the sockets of data loader workers.
     """
     host = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
     mark = f"lowbit-{host}-"

@@ -5,10 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from lowbit.execution import views
-from lowbit.execution.board import Board
-from lowbit.execution.estimate import Estimate
-from lowbit.execution.states import State
+from lowbit.execution.progress import Estimate, LiveTable, View, make_view, print_plan
+from lowbit.execution.state import State
 from lowbit.results.run_folder import Attempt, Progress, write_attempt, write_progress
 
 
@@ -34,7 +32,7 @@ def test_estimate_goes_by_method_then_by_all(job, finish):
 def test_plan_lists_states_and_time(job, finish, capsys):
     jobs = [job("a"), job("b"), job("c", problems=("seed=-1: wrong",))]
     finish(jobs[0])
-    views.print_plan(jobs, {"a": State.done, "b": State.missing, "c": State.failed}, slots=1)
+    print_plan(jobs, {"a": State.done, "b": State.missing, "c": State.failed}, slots=1)
     assert capsys.readouterr().out.splitlines() == [
         "done     a  job=a  (test/accuracy 0.5000)",
         "missing  b  job=b  (about 5 s)",
@@ -44,23 +42,24 @@ def test_plan_lists_states_and_time(job, finish, capsys):
 
 
 def test_plan_without_a_finished_job(job, capsys):
-    views.print_plan([job("a")], {"a": State.missing}, slots=2)
+    print_plan([job("a")], {"a": State.missing}, slots=2)
     assert capsys.readouterr().out.endswith("1 job: 1 missing; no job has finished yet, so the time is not known\n")
 
 
 def test_line_of_a_job_whose_teacher_is_in_training(job, tmp_path):
     a = job("a", teacher=tmp_path / "teachers" / "t")
     write_progress(tmp_path / "teachers" / "t.partial", Progress("teacher", "teacher", 5, 9, {"loss": 1.0}))
-    board = Board([a], {"a": State.missing})
-    board.started(a)
-    assert board.line(a).phase == "teacher, step 5 of 9"
+    view = View(1)
+    view.begin([a], {"a": State.missing})
+    view.started(a)
+    assert view.line(a).phase == "teacher, step 5 of 9"
     write_progress(a.folder / "stages" / "one", Progress("one", "one:probs", 3, 9, {"loss": 1.5}))
-    assert (board.line(a).phase, board.line(a).metric) == ("one:probs, step 3 of 9", "loss 1.5000")
+    assert (view.line(a).phase, view.line(a).metric) == ("one:probs, step 3 of 9", "loss 1.5000")
 
 
 def test_live_table_shows_running_ended_and_next_jobs(job, finish, monkeypatch):
     screen = io.StringIO()
-    view = views.LiveTable(2, "mine")
+    view = LiveTable(2, "mine")
     monkeypatch.setattr(view._live, "console", Console(file=screen, force_terminal=True, width=140))
     jobs = [job(name) for name in ("a", "b", "c")]
     view.begin(jobs, {one.run_id: State.missing for one in jobs})
@@ -79,20 +78,19 @@ def test_live_table_shows_running_ended_and_next_jobs(job, finish, monkeypatch):
 
 
 def test_live_table_of_many_jobs_fits_a_terminal(job):
-    view = views.LiveTable(1, "mine")
+    view = LiveTable(1, "mine")
     jobs = [job(f"{index}") for index in range(90)]
-    view._board = Board(jobs, {one.run_id: State.missing for one in jobs})
+    view.take(jobs, {one.run_id: State.missing for one in jobs})
     for one in jobs[:40]:
-        view._board.ended(one, State.failed)
-        view._ended.append(one)
-    view._board.started(jobs[40])
-    shown = [one.run_id for one in view._chosen()]
+        view.ended(one, State.failed)
+    view.started(jobs[40])
+    shown = [one.run_id for one in view.chosen()]
     assert len(shown) == 20
     assert shown[:11] == [str(index) for index in range(31, 42)]
 
 
 def test_live_table_is_for_terminals(monkeypatch):
-    assert isinstance(views.make_view(1, "mine", live=True), views.Lines)  # pytest's output is no terminal
+    assert type(make_view(1, "mine", live=True)) is View  # pytest's output is no terminal
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert isinstance(views.make_view(1, "mine", live=True), views.LiveTable)
-    assert isinstance(views.make_view(1, "mine", live=False), views.Lines)
+    assert type(make_view(1, "mine", live=True)) is LiveTable
+    assert type(make_view(1, "mine", live=False)) is View

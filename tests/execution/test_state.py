@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from lowbit.execution.board import Board
-from lowbit.execution.states import State, damage, is_running, state_of, steps_done
-from lowbit.execution.views import print_plan
+from lowbit.execution.progress import View, print_plan
+from lowbit.execution.state import State, damage, is_running, state_of, steps_done
 from lowbit.files import write_json
 from lowbit.results.run_folder import Attempt, Progress, StageRecord, read_progress, write_attempt, write_progress
 
@@ -85,9 +84,10 @@ def test_damaged_helper_does_no_harm(file, text, job):
     (a.folder / file).write_text(text)
     (a.folder / ".lock").touch()
     assert state_of(a) is State.missing
-    board = Board([a], {"a": State.missing})
-    board.started(a)
-    assert board.line(a).state == "running"
+    view = View(1)
+    view.begin([a], {"a": State.missing})
+    view.started(a)
+    assert view.line(a).state == "running"
     with FileLock(a.folder / ".lock"):
         assert state_of(a) is (State.running if file == "holder.json" and str(10**30) not in text else State.missing)
 

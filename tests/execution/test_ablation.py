@@ -7,8 +7,7 @@ import pytest
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
-from lowbit.execution.ablation import effects, metric_of, plan_ablation
-from lowbit.execution.variants import Variant, build_variants
+from lowbit.execution.ablation import Variant, build_variants, effects, metric_of, plan_ablation
 from lowbit.settings.run import Config
 
 

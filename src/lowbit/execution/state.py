@@ -10,7 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lowbit.config.problems import explain
-from lowbit.execution.jobs import Job
+from lowbit.execution.jobs import SweepJob
 from lowbit.results.run_file import RUN_FILE, finished_run, read_run
 from lowbit.results.run_folder import (
     ERROR_FILE,
@@ -26,7 +26,7 @@ _INTERRUPTED = 130
 
 
 class State(enum.Enum):
-    """What a sweep does with a job: nothing if `done`, leave it alone if `running`, else run it."""
+    """The state of a run. A sweep leaves runs alone that are `done` or `running`, and starts all others."""
 
     done = "done"
     running = "running"
@@ -35,7 +35,10 @@ class State(enum.Enum):
     missing = "missing"
 
 
-def state_of(job: Job) -> State:
+TO_RUN = (State.missing, State.damaged, State.failed)
+
+
+def state_of(job: SweepJob) -> State:
     """Return the job's state."""
     return State.failed if job.problems else state_of_run(job.folder)
 
@@ -53,8 +56,8 @@ def state_of_run(folder: Path) -> State:
     return State.failed if ended_badly or (folder / ERROR_FILE).exists() else State.missing
 
 
-def result(job: Job) -> dict[str, Any] | None:
-    """Return the content of the run.json of a finished run; None where there is none that tables could read."""
+def result(job: SweepJob) -> dict[str, Any] | None:
+    """Return the run.json of a finished run; None if there is none that a table could read."""
     return _result(job.folder)
 
 
@@ -85,8 +88,8 @@ def damage(folder: Path) -> str | None:
 def is_running(folder: Path) -> bool:
     """Return whether a live process holds the run.
 
-    Taking the lock to find out could keep a run that starts in this instant from starting, hence only where the
-    process that took it last may be alive.
+    The check takes the lock for a moment, which could stop a run that starts just then. It is therefore made only if
+    the last holder may be alive.
     """
     lock = folder / LOCK_FILE
     holder = read_holder(folder)
@@ -97,19 +100,18 @@ def is_running(folder: Path) -> bool:
             return False
         with FileLock(lock, blocking=False):
             return False
-    except (Timeout, PermissionError):  # the latter: of another user, who may be running it
+    except (Timeout, PermissionError):  # the latter: the lock of another user, who may be running it
         return True
 
 
 def steps_done(folder: Path) -> int:
-    """Return how many steps of all its stages an unfinished run has behind it, as far as its files say."""
+    """Return the steps of all stages that an unfinished run has completed, as far as its files say."""
     progress = read_progress(folder)
-    return sum(map(_steps_of, folder.glob("stages/*"))) + (0 if progress is None else progress.step)
-
-
-def _steps_of(stage: Path) -> int:
-    try:
-        record = read_stage(stage)
-    except (ValueError, OSError):  # see `damage`
-        return 0
-    return 0 if record is None else record.steps
+    done = 0 if progress is None else progress.step
+    for stage in folder.glob("stages/*"):
+        try:
+            record = read_stage(stage)
+        except (ValueError, OSError):  # `damage` reports it
+            continue
+        done += 0 if record is None else record.steps
+    return done
