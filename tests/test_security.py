@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from import_fkd import read_fkd
 from safetensors import SafetensorError
 from transformers import BertConfig
 
@@ -26,10 +27,7 @@ from lowbit.cli import main
 from lowbit.config.cifar_files import read_batch
 from lowbit.data.agreement import agreement_info
 from lowbit.data.cache import cached
-from lowbit.data.fkd_import import read_fkd
 from lowbit.data.image_source import FileImages
-from lowbit.data.label_types import LabelType
-from lowbit.data.soft_labels import SoftLabelStore
 from lowbit.files import read_json
 from lowbit.modeling.build import build_model
 from lowbit.results import Cell, collect, read_papers, render
@@ -41,11 +39,12 @@ from lowbit.results.run_file import read_run
 from lowbit.results.table import grid_of
 from lowbit.settings.data import DataConfig, DataKind
 from lowbit.settings.model import ModelConfig, ModelKind
+from lowbit.soft_labels.files import LabelType, complete_manifest
 from lowbit.training.checkpoints import step_of
 from lowbit.training.stage_runner import finished_stage, load_quantizer_state, load_weights
 
 AGREEMENT = DataConfig(name="agreement", kind=DataKind.agreement)
-SOURCES = sorted((Path(__file__).parents[1] / "src").rglob("*.py"))
+SOURCES = sorted(path for part in ("src", "scripts") for path in (Path(__file__).parents[1] / part).rglob("*.py"))
 
 
 class Payload:
@@ -74,10 +73,6 @@ def read_model(folder: Path) -> None:
         build_model(ModelConfig(name="hf", kind=ModelKind.hf, path=str(folder)), text, 0)
 
 
-def read_store(folder: Path) -> None:
-    SoftLabelStore.open(folder, torch.zeros(1, 3, 8, 8), num_classes=2)
-
-
 # File -> what reads it, given the file.
 READERS: dict[str, Callable[[Path], object]] = {
     "last.ckpt": step_of,
@@ -88,7 +83,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "run.json": lambda path: read_run(path.parent),
     "teacher.json": read_json,
     "metrics.csv": lambda path: read_curves(path.parent, {"primary_metric": "val/x"}),
-    "manifest.json": lambda path: read_store(path.parent),
+    "manifest.json": lambda path: complete_manifest(path.parent, checksums=True),
     "tokens.safetensors": lambda path: cached(path, dict),
     "data_batch_1": lambda path: read_batch(path, DataKind.cifar10),
     "n0_0.tar": lambda path: read_fkd(path, LabelType.parse("full"), 2, 1),

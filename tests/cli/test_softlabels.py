@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lowbit.cli import main
+from lowbit.cli import softlabels as verb
 from lowbit.config import identity
 from lowbit.config.validate import load
-from lowbit.data.fkd_import import fkd_name, fkd_path
-from lowbit.data.multicrop import MultiCropSplit
-from lowbit.training import soft_labels as verb
+from lowbit.files import read_json, write_json
+from lowbit.soft_labels.dataset import MultiCropSplit
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.setup import make_datamodule, make_model
 
@@ -41,7 +41,7 @@ def written(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A store, the crops that its teacher saw (40 images, 6 crops), and the arguments that wrote it."""
     folder = tmp_path_factory.mktemp("labels") / "a store"
     seen: list[Tensor] = []
-    original = verb._answering
+    original = verb._make_teacher
 
     def recording(*args: Any) -> Callable[[Tensor], Tensor]:
         answer = original(*args)
@@ -49,7 +49,7 @@ def written(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
     arguments = ["softlabels", str(folder), *base, *OPTIONS]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verb, "_answering", recording)
+        patch.setattr(verb, "_make_teacher", recording)
         assert main(arguments) == 0
     return folder, torch.cat(seen).reshape(40, 6, 1, 8, 8), arguments
 
@@ -77,7 +77,7 @@ def test_the_store_holds_what_the_cached_teacher_says(written, base, outputs):
     store = data.splits.train.store
     with torch.no_grad():
         top, classes = teacher(seen[7]).softmax(-1).topk(3)
-    torch.testing.assert_close(store.row(7).probs.gather(1, classes), top, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(store.crops(7, torch.arange(6)).probs.gather(1, classes), top, rtol=1e-4, atol=1e-6)
 
 
 def test_training_sees_the_labelled_crops_to_the_bit(written, base):
@@ -113,7 +113,7 @@ def test_a_run_shares_the_teacher_and_says_what_it_learns_from(written, base, ou
 def test_an_interrupted_store_is_resumed_by_the_same_command(written, base, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "store"
     arguments = ["softlabels", str(folder), *base, *OPTIONS]
-    original, calls = verb._answering, []
+    original, calls = verb._make_teacher, []
 
     def tiring(*args: Any) -> Callable[[Tensor], Tensor]:
         answer = original(*args)
@@ -126,15 +126,15 @@ def test_an_interrupted_store_is_resumed_by_the_same_command(written, base, tmp_
 
         return until
 
-    monkeypatch.setattr(verb, "_answering", tiring)
+    monkeypatch.setattr(verb, "_make_teacher", tiring)
     assert main(arguments) == 130
     assert len(shards(folder)) == 2
     for name in ("train", "check"):
         capsys.readouterr()
         assert main([name, *base, f"data.soft_labels={folder}"]) == 2
         err = capsys.readouterr().err
-        assert "part-00002.parquet has not been written yet: the store is unfinished; run `lowbit softlabels" in err
-    monkeypatch.setattr(verb, "_answering", original)
+        assert "part-00002.safetensors has not been written yet: the store is unfinished; run `lowbit softlabels" in err
+    monkeypatch.setattr(verb, "_make_teacher", original)
     assert main(arguments) == 0
     assert shards(folder) == shards(written[0])
 
@@ -164,7 +164,7 @@ def test_resumed_training_equals_uninterrupted(written, base, tmp_path, monkeypa
 
 
 def flip_a_bit(folder: Path) -> None:
-    file = folder / "part-00001.parquet"
+    file = folder / "part-00001.safetensors"
     content = bytearray(file.read_bytes())
     content[200] ^= 1
     file.write_bytes(bytes(content))
@@ -173,8 +173,8 @@ def flip_a_bit(folder: Path) -> None:
 def with_parts(**parts: dict[str, object]) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "manifest.json"
-        manifest = json.loads(path.read_text())
-        path.write_text(json.dumps({**manifest, **{key: manifest[key] | parts[key] for key in parts}}))
+        manifest = read_json(path)
+        write_json(path, {**manifest, **{key: manifest[key] | parts[key] for key in parts}})
 
     return change
 
@@ -183,7 +183,11 @@ def with_parts(**parts: dict[str, object]) -> Callable[[Path], None]:
     ("damage", "overrides", "words"),
     [
         (lambda folder: (folder / "manifest.json").unlink(), [], ["no soft-label store"]),
-        (lambda folder: (folder / "part-00002.parquet").write_bytes(b"1"), [], ["part-00002.parquet is truncated"]),
+        (
+            lambda folder: (folder / "part-00002.safetensors").write_bytes(b"1"),
+            [],
+            ["00002.safetensors is truncated"],
+        ),
         (lambda folder: None, ["data.train_size=39"], ["40 training images of digits, not for 39"]),
         (lambda folder: None, ["data.split_seed=5"], ["other images than these"]),
         (with_parts(labels={"classes": 12}), [], ["labels of 12 classes, the data set has 10"]),
@@ -214,7 +218,7 @@ def test_a_flipped_bit_is_found_before_training(copy, base, tmp_path, monkeypatc
     arguments = [*base, f"data.soft_labels={copy}", "paths.outputs=outputs"]
     assert main(["check", *arguments]) == 0
     assert main(["train", *arguments]) == 2
-    assert "part-00001.parquet is damaged: its SHA-256 is not that of the manifest; run `" in capsys.readouterr().err
+    assert "00001.safetensors is damaged: its SHA-256 is not that of the manifest; run `" in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
 
 
@@ -237,11 +241,6 @@ def test_a_finished_run_does_not_read_its_store_again(copy, base, capsys):
         (["--scale", "0.9", "0.1"], ["scale=(0.9, 0.1)"]),
         (["--flip=2"], ["flip=2.0"]),
         (["--seed=-3"], ["--seed -3"]),
-        (["--skip"], ["go with --fkd"]),
-        (["--fkd=here"], ["--images imagenet/train"]),
-        (["--fkd=here", "--images=there", "seed=2"], ["seed=2 has no effect"]),
-        (["--fkd=here", "--images=there"], ["--fkd here: no such folder"]),
-        (["--fkd=here", "--images=there", "--flip=0"], ["--flip has no effect with --fkd"]),
     ],
     ids=" ".join,
 )
@@ -267,51 +266,3 @@ def test_a_folder_that_is_taken_is_refused_before_a_teacher_is_trained(written, 
         assert word in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
     assert shards(copy) == shards(written[0])
-
-
-@pytest.fixture
-def published(tmp_path: Path) -> Path:
-    """Four images and label files as FKD publishes them: 500 crops, 5 of 1000 classes."""
-    generator = torch.Generator().manual_seed(0)
-    for number in range(4):
-        image = tmp_path / "imagenet" / "train" / f"n0{number % 2}" / f"n0{number % 2}_{number}.JPEG"
-        image.parent.mkdir(parents=True, exist_ok=True)
-        image.touch()
-        classes = torch.stack([torch.randperm(1000, generator=generator)[:5] for _ in range(500)])
-        probabilities = torch.full((500, 5), 0.1)
-        coords = torch.rand(500, 4, generator=generator).clamp(0.1, 0.5)
-        file = fkd_path(tmp_path / "fkd", fkd_name(image))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save([coords, torch.zeros(500, dtype=torch.bool), torch.stack([classes.float(), probabilities], 1)], file)
-    return tmp_path
-
-
-def test_published_labels_are_imported(published, base, monkeypatch, capsys):
-    monkeypatch.chdir(published)
-    arguments = ["softlabels", "store", "--fkd", "fkd", "--images", "imagenet/train"]
-    lost = Path("fkd/imagenet/train/n01/n01_3.tar")
-    whole = lost.read_bytes()
-    lost.write_bytes(whole[:100])
-    assert main(arguments) == 2
-    err = capsys.readouterr().err
-    assert "1 of 4 label files are missing or damaged" in err
-    assert f"{lost} cannot be read" in err
-    assert "(--skip)" in err
-    assert main([*arguments, "--skip"]) == 0
-    out = capsys.readouterr().out
-    assert "skipped 1 images:" in out
-    assert "store: 3 images x 500 crops, marginal_smoothing_k5, by teacher tf_efficientnet_l2_ns_475" in out
-    lost.write_bytes(whole)
-    assert main(arguments) == 0
-    assert "store: 4 images x 500 crops" in capsys.readouterr().out
-    assert shlex.split(json.loads(Path("store/manifest.json").read_text())["command"]) == ["lowbit", *arguments]
-    assert main(["check", *base, "data.soft_labels=store"]) == 2
-    assert "store holds labels of 1000 classes, the data set has 10" in capsys.readouterr().err
-
-
-def test_a_folder_without_images_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
-    assert main(["softlabels", "store", "--fkd", "here", "--images", "here"]) == 2
-    assert "here" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["here"]

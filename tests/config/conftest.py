@@ -57,7 +57,7 @@ def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that passes for a soft-label store of all digits where nothing but sizes is looked at."""
     shard = {"rows": 1297, "bytes": 10, "sha256": "of nothing", "skipped": []}
     manifest = {
-        "format": 1,
+        "format": 2,
         "data": {"name": "digits", "size": 1297, "identity": "pixels", "probe": "none"},
         "teacher": {"id": "some", "description": ""},
         "labels": {"type": "marginal_smoothing_k5", "classes": 10},
@@ -65,11 +65,11 @@ def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "transform": {"size": 8, "interpolation": "bilinear", "mean": None, "std": None},
         "images_per_shard": 1297,
         "command": "lowbit softlabels here",
-        "shards": {"part-00000.parquet": shard},
+        "shards": {"part-00000.safetensors": shard},
     }
     folder = tmp_path_factory.mktemp("labels") / "store"
     folder.mkdir()
-    (folder / "part-00000.parquet").write_bytes(b"0123456789")
+    (folder / "part-00000.safetensors").write_bytes(b"0123456789")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

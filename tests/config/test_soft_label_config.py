@@ -1,6 +1,5 @@
 """`data.soft_labels` in a config: what is refused before anything is loaded, and how a store counts in the run's id."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,11 +7,12 @@ import pytest
 
 from lowbit.config import compose as C
 from lowbit.config import identity
-from lowbit.config.label_store import store_digest, whole_manifest
+from lowbit.config.budget import rows_per_step
 from lowbit.config.problems import ConfigError
-from lowbit.config.soft_labels import rows_per_step, soft_label_problems
 from lowbit.config.validate import load
+from lowbit.files import read_json, write_json
 from lowbit.settings.losses import LossConfig, LossKind
+from lowbit.soft_labels.files import complete_manifest, soft_label_problems, store_digest
 
 MCKD = "experiment=digits/variation_aware_mckd"
 
@@ -27,9 +27,9 @@ def problems(*overrides: str, labelling: bool = False) -> list[str]:
 
 def edit(folder: Path, part: str, **changes: object) -> None:
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path)
     manifest[part] = {**manifest[part], **changes}
-    path.write_text(json.dumps(manifest))
+    write_json(path, manifest)
 
 
 def test_a_store_with_its_loss_is_valid(store: Path):
@@ -76,22 +76,22 @@ def test_a_loss_of_one_stage_is_named_by_its_stage():
 
 def test_a_truncated_or_unfinished_store_names_the_command_that_mends_it(store: Path):
     asked = (MCKD, f"data.soft_labels={store}")
-    (store / "part-00000.parquet").write_bytes(b"1234")
+    (store / "part-00000.safetensors").write_bytes(b"1234")
     (problem,) = problems(*asked)
-    assert "part-00000.parquet is truncated: 4 of 10 bytes; run `lowbit softlabels here`" in problem
+    assert "part-00000.safetensors is truncated: 4 of 10 bytes; run `lowbit softlabels here`" in problem
     edit(store, "data", size=2000)
-    (store / "part-00000.parquet").write_bytes(b"0123456789")
+    (store / "part-00000.safetensors").write_bytes(b"0123456789")
     (problem,) = problems(*asked)
-    assert "part-00001.parquet has not been written yet: the store is unfinished" in problem
+    assert "part-00001.safetensors has not been written yet: the store is unfinished" in problem
     (store / "manifest.json").write_text('{"format": 1, "data": {}}')
     (problem,) = problems(*asked)
     assert "no soft-label manifest" in problem
 
 
 def test_a_store_without_labels_is_refused(store: Path):
-    edit(store, "shards", **{"part-00000.parquet": {"rows": 0, "bytes": 10, "sha256": "", "skipped": []}})
+    edit(store, "shards", **{"part-00000.safetensors": {"rows": 0, "bytes": 10, "sha256": "", "skipped": []}})
     with pytest.raises(ValueError, match="holds no labels"):
-        whole_manifest(store, checksums=False)
+        complete_manifest(store, checksums=False)
 
 
 def test_labelling_needs_no_store_yet(store: Path):
@@ -111,12 +111,12 @@ def test_a_run_counts_the_content_of_its_store_and_not_its_path(store: Path, tmp
 
     copy = tmp_path / "elsewhere"
     shutil.copytree(store, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "command": "lowbit softlabels elsewhere"}))
+    manifest = read_json(copy / "manifest.json")
+    write_json(copy / "manifest.json", {**manifest, "command": "lowbit softlabels elsewhere"})
     original = run_id(store)
     assert run_id(copy) == original
     for part, changes in (
-        ("shards", {"part-00000.parquet": {"rows": 1297, "bytes": 10, "sha256": "other", "skipped": []}}),
+        ("shards", {"part-00000.safetensors": {"rows": 1297, "bytes": 10, "sha256": "other", "skipped": []}}),
         ("teacher", {"id": "another"}),
         ("labels", {"classes": 11}),
     ):

@@ -8,11 +8,13 @@ import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from lowbit.data import StepBatchSampler, StepRows, build_datamodule
-from lowbit.data.crops import CropTransform
 from lowbit.data.image_split import DecodedSplit
 from lowbit.data.shares import UNITS, WEIGHTS, Share, ShareOfBatches, take_weights
 from lowbit.data.splits import Batch, Split
 from lowbit.settings.data import DataConfig, DataKind
+from lowbit.soft_labels.crops import CropTransform
+from lowbit.soft_labels.dataset import train_on_crops, training_images
+from lowbit.soft_labels.writer import StoreSettings, write_store
 
 
 class Rows(Split):
@@ -99,24 +101,12 @@ def test_decoded_images_of_a_share_are_those_of_the_whole_batch():
 
 
 def test_crops_of_a_share_are_those_of_the_whole_batch(tmp_path: Path):
-    from lowbit.data.fkd_import import PUBLISHED, fkd_name, fkd_path, import_fkd
-    from lowbit.data.stored_crops import training_images
-
     config = DataConfig(name="digits", kind=DataKind.digits, train_size=6, eval_size=10, batch_size=5, num_crops=2)
-    images = training_images(config, build_datamodule(config, seed=0).splits)
-    names = [f"/digits/train/all/{index}.png" for index in range(6)]
-    for index, name in enumerate(names):
-        file = fkd_path(tmp_path / "fkd", fkd_name(name))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        coords = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 0.5, 0.5]])
-        labels = torch.tensor([[index, 0.9], [index, 0.8], [index, 0.7]])
-        torch.save([coords, torch.zeros(3, dtype=torch.bool), labels], file)
-    settings = PUBLISHED.__class__(
-        **{**vars(PUBLISHED), "num_classes": 10, "crops": 3, "label_type": "smoothing", "transform": CropTransform(8)}
-    )
-    import_fkd(tmp_path / "fkd", names, tmp_path / "store", settings, images=images, skip=False)
+    images = training_images(build_datamodule(config, seed=0))
+    settings = StoreSettings("digits", "t", 10, CropTransform(8), crops=3, label_type="smoothing")
+    write_store(images, lambda: lambda pixels: pixels.flatten(1)[:, 20:30], tmp_path / "store", settings)
     config.soft_labels = str(tmp_path / "store")
-    split = build_datamodule(config, seed=0).splits.train
+    split = train_on_crops(build_datamodule(config, seed=0), config).splits.train
     whole = split.__getitems__(StepRows(3, [4, 0, 2]))  # 2, 2 and 1 crops
     found = shares_of(split, [4, 0, 2], 2)
     for name in whole:

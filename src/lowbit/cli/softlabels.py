@@ -1,64 +1,129 @@
-"""`lowbit softlabels`: its arguments; what it does with them is in `lowbit.training.soft_labels`."""
+"""`lowbit softlabels`: store a teacher's answers to crops of the training images."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
 
 from lowbit.cli.verbs import OVERRIDES, AddVerb, describe_error
-from lowbit.config.problems import ConfigError
+from lowbit.config import identity
 from lowbit.config.validate import load
+from lowbit.settings.run import Config
+from lowbit.soft_labels.files import LabelKind, Manifest, describe_written
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lowbit.data import StepDataModule
 
 _EXAMPLE = "lowbit softlabels labels/digits experiment=digits/variation_aware_mckd --crops 16 --flip 0"
-_KINDS = ("full", "hard", "smoothing", "marginal_smoothing", "marginal_renorm")
+_TOP_K = 5
 
 
 def add(verb: AddVerb) -> None:
     """Add the verb."""
-    summary = "store a teacher's answers to crops of the training images"
-    sub = verb("softlabels", _softlabels, summary, _EXAMPLE)
+    sub = verb("softlabels", _softlabels, "store a teacher's answers to crops of the training images", _EXAMPLE)
     sub.add_argument("out", type=Path, help="folder of the store; one of the same settings is resumed")
     sub.add_argument(
         "overrides", nargs="*", default=[], help=f"{OVERRIDES}; give those of the training that will use the store"
     )
     sub.add_argument("--crops", type=int, default=500, help="crops per image (500)")
-    sub.add_argument("--label-type", choices=_KINDS, default="marginal_smoothing", help="what is kept of each answer")
-    sub.add_argument("--top-k", type=int, help="classes that the marginal types keep (5)")
-    sub.add_argument("--seed", type=int, help="seed of the crops (0)")
-    sub.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="share of the area (0.08 0.936)")
-    sub.add_argument("--flip", type=float, help="probability that a crop is mirrored (0.5)")
-    sub.add_argument("--interpolation", choices=("bilinear", "bicubic"), help="resizing of the crops (bilinear)")
+    sub.add_argument(
+        "--label-type",
+        choices=list(LabelKind),
+        default=LabelKind.marginal_smoothing,
+        help="what is kept of each answer",
+    )
+    sub.add_argument("--top-k", type=int, help=f"classes that the marginal types keep ({_TOP_K})")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the crops (0)")
+    sub.add_argument(
+        "--scale",
+        type=float,
+        nargs=2,
+        default=(0.08, 0.936),
+        metavar=("LOW", "HIGH"),
+        help="share of the area (0.08 0.936)",
+    )
+    sub.add_argument("--flip", type=float, default=0.5, help="probability that a crop is mirrored (0.5)")
+    sub.add_argument(
+        "--interpolation", choices=("bilinear", "bicubic"), default="bilinear", help="resizing of the crops (bilinear)"
+    )
     sub.add_argument("--images-per-shard", type=int, default=1000, help="rows of a file, the unit of resuming (1000)")
-    sub.add_argument("--fkd", type=Path, metavar="FOLDER", help="import the label files that FKD published")
-    sub.add_argument("--images", type=Path, metavar="FOLDER", help="with --fkd: the training images, by class folder")
-    sub.add_argument("--skip", action="store_true", help="with --fkd: leave out images without an intact file")
 
 
 def _softlabels(args: argparse.Namespace) -> int:
-    _check_arguments(args)
-    loaded = None if args.fkd is not None else load(args.overrides, labelling=True)
+    label_type = _label_type(args.label_type, args.top_k)
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: must be at least 0")
+    cfg, config = load(args.overrides, labelling=True)
     from lowbit.training.guards import NonFiniteError
-    from lowbit.training.soft_labels import LabelOptions, import_soft_labels, write_soft_labels
 
-    names = [field.name for field in dataclasses.fields(LabelOptions)]
-    options = LabelOptions(**{name: getattr(args, name) for name in names})
     try:
-        if loaded is None:
-            print(import_soft_labels(args.out, args.fkd, args.images, options, skip=args.skip))
-        else:
-            print(write_soft_labels(*loaded, args.out, options))
-    except NonFiniteError as error:  # of the teacher's training
+        manifest = _write(args, label_type, cfg, config)
+    except NonFiniteError as error:  # in the teacher's training
         print(describe_error(error), file=sys.stderr)
         return 1
+    print(describe_written(args.out, manifest))
     return 0
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
-    if args.fkd is None and (args.skip or args.images is not None):
-        raise ConfigError(["softlabels: --images and --skip go with --fkd FOLDER, which imports published labels"])
-    if args.fkd is not None and args.images is None:
-        raise ConfigError(["softlabels --fkd: name the training images as well, for example --images imagenet/train"])
-    if args.fkd is not None and args.overrides:
-        raise ConfigError([f"softlabels --fkd: {args.overrides[0]} has no effect, the labels exist; leave it out"])
+def _label_type(kind: LabelKind, top_k: int | None) -> str:
+    if kind.startswith("marginal"):
+        return f"{kind}_k{_TOP_K if top_k is None else top_k}"
+    if top_k is not None:
+        raise ValueError(f"--top-k {top_k} goes with the marginal types, not with {kind}")
+    return kind
+
+
+def _write(args: argparse.Namespace, label_type: str, cfg: DictConfig, config: Config) -> Manifest:
+    """Write or resume the store of a config's training images and teacher."""
+    import torch
+
+    from lowbit.soft_labels.crops import CropRule
+    from lowbit.soft_labels.dataset import crop_transform, training_images
+    from lowbit.soft_labels.writer import StoreSettings, write_store
+    from lowbit.training.setup import config_errors, make_teacher_datamodule
+
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    data, teacher_id = make_teacher_datamodule(config), identity.teacher_id(cfg)
+    with config_errors():
+        images = training_images(data)
+        settings = StoreSettings(
+            data=config.data.name,
+            teacher=teacher_id,
+            num_classes=data.info.num_labels,
+            transform=crop_transform(data.info, args.interpolation),
+            crops=args.crops,
+            label_type=label_type,
+            rule=CropRule(scale=tuple(args.scale), flip=args.flip),
+            seed=args.seed,
+            description=f"{config.model.name}, teacher.source={config.teacher.source.name}",
+            images_per_shard=args.images_per_shard,
+            batch_size=config.data.eval_batch_size,
+            command=args.command,
+            names=data.info.labels,
+        )
+    return write_store(
+        images, lambda: _make_teacher(config, teacher_id, data), args.out, settings, progress=config.trainer.progress
+    )
+
+
+def _make_teacher(config: Config, teacher_id: str, data: StepDataModule) -> Callable[[Tensor], Tensor]:
+    """Return the function from pixels to the teacher's logits, on the device that a run would take."""
+    from lightning import Fabric
+
+    from lowbit.modeling import prepare
+    from lowbit.training.teacher import obtain_teacher
+
+    one_device = replace(config, trainer=replace(config.trainer, devices=1, num_nodes=1))
+    teacher = obtain_teacher(one_device, teacher_id, data).model
+    device = Fabric(accelerator=config.trainer.accelerator, devices=1).device
+    instrument, dtype = prepare(teacher.to(device)), next(teacher.parameters()).dtype
+    return lambda pixels: instrument.run({"pixel_values": pixels.to(device, dtype)}).logits

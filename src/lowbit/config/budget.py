@@ -2,7 +2,6 @@
 
 import math
 
-from lowbit.config.soft_labels import rows_per_step
 from lowbit.settings.data import DataConfig
 from lowbit.settings.recipe import BudgetConfig, StageConfig
 
@@ -10,6 +9,11 @@ from lowbit.settings.recipe import BudgetConfig, StageConfig
 def epoch_steps(rows: int, batch_size: int) -> int:
     """Return the batches that cover every row once; the last one may be partial."""
     return -(-rows // batch_size)
+
+
+def rows_per_step(data: DataConfig) -> int:
+    """Return the training rows of one step: `batch_size` counts crops where each row gives several."""
+    return data.batch_size if data.soft_labels is None else -(-data.batch_size // max(data.num_crops, 1))
 
 
 def check_batch(data: DataConfig, rows: int) -> None:

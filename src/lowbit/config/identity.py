@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from lowbit.config.data_files import file_digest
 from lowbit.config.glue_files import fingerprint
 from lowbit.config.image_files import IMAGE_FILES, image_fingerprint
-from lowbit.config.label_store import store_digest
 from lowbit.config.squad_files import squad_fingerprint
 from lowbit.config.xglue_files import xglue_fingerprint
 from lowbit.settings.data import DataConfig, DataKind, ImageConfig
 from lowbit.settings.run import Config
+from lowbit.soft_labels.files import store_digest
 
 Composed = DictConfig | Mapping[str, Any]  # as Hydra composes it, or as `resolved` returns it
 NOT_IDENTITY = (

@@ -19,7 +19,6 @@ from lowbit.config.image_files import IMAGE_FILES, image_problems, train_images
 from lowbit.config.model_files import source_problems
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, explain, unknown_keys
 from lowbit.config.quantization import quantization_problems
-from lowbit.config.soft_labels import soft_label_problems
 from lowbit.config.sources import file_problems, places, unused_files
 from lowbit.config.squad_files import squad_problems
 from lowbit.config.teacher import teacher_problems
@@ -30,6 +29,7 @@ from lowbit.settings.losses import LossKind, PhaseConfig, Ramp, Site
 from lowbit.settings.model import ModelConfig, ModelKind
 from lowbit.settings.recipe import ScaleUpdate, StageConfig, StudentInit
 from lowbit.settings.run import Config
+from lowbit.soft_labels.files import soft_label_problems
 
 _PUBLISHED_TEXT = {
     DataKind.glue: glue_problems,

@@ -13,7 +13,6 @@ from lowbit.data.glue import glue_info, glue_splits
 from lowbit.data.image_sets import image_info, image_splits
 from lowbit.data.info import DataInfo, ImageInput
 from lowbit.data.squad import squad_data, squad_info
-from lowbit.data.stored_crops import labelled_info, with_stored_crops
 from lowbit.data.xglue import xglue_info, xglue_splits
 from lowbit.settings.data import DataConfig, DataKind, TokenizerKind
 
@@ -25,7 +24,7 @@ def data_info(config: DataConfig) -> DataInfo:
             raise ValueError(f"data.{key}={size} must be at least 1")
     match config.kind:
         case DataKind.digits:
-            return labelled_info(config, digits_info(config))
+            return digits_info(config)
         case DataKind.agreement:
             return agreement_info(config)
         case DataKind.glue:
@@ -33,7 +32,7 @@ def data_info(config: DataConfig) -> DataInfo:
         case DataKind.squad:
             return squad_info(config)
         case DataKind.image_folder | DataKind.cifar10 | DataKind.cifar100:
-            return labelled_info(config, image_info(config))
+            return image_info(config)
         case DataKind.xglue:
             return xglue_info(config)
 
@@ -57,13 +56,10 @@ def build_datamodule(
     info = data_info(config)
     _warn_ignored(config, info)
     if config.kind is DataKind.digits:
-        return StepDataModule(
-            info, config, seed, partial(with_stored_crops, config, info, seed, partial(digits_splits, config, seed))
-        )
+        return StepDataModule(info, config, seed, partial(digits_splits, config, seed))
     if config.kind in IMAGE_FILES:
-        info = labelled_info(config, image_info(config, image))
-        images = partial(image_splits, config, info, seed, cache)
-        return StepDataModule(info, config, seed, partial(with_stored_crops, config, info, seed, images))
+        info = image_info(config, image)
+        return StepDataModule(info, config, seed, partial(image_splits, config, info, seed, cache))
     if config.tokenizer is TokenizerKind.words and config.kind is DataKind.agreement:
         return StepDataModule(info, config, seed, partial(agreement_splits, config, encode_words, PAD))
     if tokenizer is None:

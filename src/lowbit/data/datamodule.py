@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 from lightning import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from lowbit.config.budget import epoch_steps
-from lowbit.config.soft_labels import rows_per_step
+from lowbit.config.budget import epoch_steps, rows_per_step
 from lowbit.data.info import DataInfo
 from lowbit.data.sampling import StepBatchSampler, Stream, generator_for
 from lowbit.data.shares import Share, ShareOfBatches

@@ -10,8 +10,6 @@ import PIL
 import torch
 from torch import Tensor
 
-from lowbit.data.fkd_import import fkd_name
-
 # What a file with one of the names in `image_folders.EXTENSIONS` may hold, and GIF, which hides behind such names. Not
 # EPS, which PIL hands to Ghostscript, a program of its own.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -28,11 +26,6 @@ class UnreadableImageError(ValueError):
 
 class ImageSource(Protocol):
     """Images by index: as PIL images for transforms, as (3, H, W) uint8 tensors for stored crops."""
-
-    @property
-    def names(self) -> Sequence[str] | None:
-        """What a store of imported labels knows the images by, None where they have no files."""
-        ...
 
     def __len__(self) -> int: ...
 
@@ -100,11 +93,6 @@ class FileImages:
         self._names = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8)
         self._ends = torch.tensor([0, *map(len, encoded)]).cumsum(0)
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The last four components of every path."""
-        return PathNames(self)
-
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self._ends) - 1
@@ -139,26 +127,8 @@ class FileImages:
         return pixels
 
 
-class PathNames(Sequence[str]):
-    """The names by which FKD's labels know images, made when they are asked for."""
-
-    def __init__(self, images: FileImages) -> None:
-        """Keep the images."""
-        self._images = images
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self._images)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return one name."""
-        return fkd_name(self._images.path(index))
-
-
 class PixelImages:
     """Images of one size that are held in memory."""
-
-    names: Sequence[str] | None = None
 
     def __init__(self, pixels_NCHW: Tensor) -> None:
         """Keep the uint8 pixels."""

@@ -17,6 +17,7 @@ from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_recipe
 from lowbit.settings.model import ModelKind
 from lowbit.settings.run import Config
+from lowbit.soft_labels.dataset import count_labelled
 from lowbit.training.setup import check_soft_labels, make_datamodule
 
 _PATCHES = 1024  # more of them take seconds a step
@@ -32,7 +33,7 @@ def preview(config: Config) -> Iterator[str]:
     labels = check_soft_labels(config, checksums=False)
     if labels is not None:
         yield labels
-    info = data_info(config.data)
+    info = count_labelled(config.data, data_info(config.data))
     if info.task == "span":  # only the tokenizer knows how many windows there are; the run finds them in the cache
         info = make_datamodule(config, config.seed).info
     check_batch(config.data, info.train_size)

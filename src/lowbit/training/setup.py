@@ -21,8 +21,6 @@ from lowbit.config.problems import ConfigError
 from lowbit.config.teacher import needs_teacher, teacher_data, teacher_model, trains_teacher
 from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric, data_info
 from lowbit.data.hub import OutOfReachError
-from lowbit.data.label_manifest import described
-from lowbit.data.stored_crops import fitting_manifest
 from lowbit.data.tokens import tokenizer_state
 from lowbit.modeling import Instrument, Rule, prepare
 from lowbit.modeling.build import Origin, build_model, build_tokenizer
@@ -32,6 +30,9 @@ from lowbit.settings.data import DataKind, TokenizerKind
 from lowbit.settings.model import ModelConfig, ModelKind, TeacherSource
 from lowbit.settings.recipe import StudentInit
 from lowbit.settings.run import Config, Precision, TrainerConfig
+from lowbit.soft_labels.dataset import count_labelled, train_on_crops, training_images
+from lowbit.soft_labels.files import describe_store, store_folder
+from lowbit.soft_labels.store import matching_manifest
 
 _WITHOUT_FILES = (DataKind.digits, DataKind.agreement)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
@@ -55,7 +56,8 @@ def make_datamodule(config: Config, seed: int) -> StepDataModule:
     with config_errors():
         tokenizer = build_tokenizer(config.model) if config.data.tokenizer is TokenizerKind.model else None
         image = _image_input(config) if config.data.kind in IMAGE_FILES else None
-        return build_datamodule(config.data, seed, tokenizer, Path(config.paths.outputs) / "cache", image)
+        data = build_datamodule(config.data, seed, tokenizer, Path(config.paths.outputs) / "cache", image)
+        return train_on_crops(data, config.data)
 
 
 def _image_input(config: Config) -> ImageInput | None:
@@ -90,7 +92,7 @@ def check_data(config: Config) -> None:
     """
     if config.data.kind in _WITHOUT_FILES:
         with config_errors():
-            check_batch(config.data, data_info(config.data).train_size)
+            check_batch(config.data, count_labelled(config.data, data_info(config.data)).train_size)
         return
     data = make_datamodule(config, config.seed)
     with config_errors():
@@ -200,14 +202,15 @@ def check_soft_labels(config: Config, *, checksums: bool) -> str | None:
     Raises:
         ConfigError: the store is not what the run needs.
     """
-    if config.data.soft_labels is None:
+    folder = store_folder(config.data)
+    if folder is None:
         return None
     data = make_teacher_datamodule(config)
     try:
-        manifest = fitting_manifest(config.data, data.info, data.splits, checksums)
+        manifest = matching_manifest(folder, training_images(data), data.info, checksums)
     except (ValueError, OSError) as error:
         raise ConfigError([f"data.soft_labels={config.data.soft_labels}: {error}"]) from error
-    return f"soft labels: {described(manifest)}"
+    return f"soft labels: {describe_store(manifest)}"
 
 
 def make_metric(data: StepDataModule) -> tuple[str, Metric | MetricCollection]:

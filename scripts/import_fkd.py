@@ -1,20 +1,28 @@
-"""Import of the soft labels that FKD published: one torch file per image, `[coords, flip, output]`.
+"""Import the soft labels that FKD published, one torch file `[coords, flip, output]` per image, as a store of lowbit.
+
+    python scripts/import_fkd.py labels/fkd --fkd FKD_mk5 --images imagenet/train [--skip]
+
+The label file of an image is `<last 4 path components of the image>.tar` below the folder of `--fkd`. The same command
+resumes.
 
 Source: FKD (arXiv 2112.01528) and variation-aware quantization (arXiv 2307.00331), published code and label files.
 """
 
+import argparse
+import shlex
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from lowbit.data.crops import Crops, CropTransform
-from lowbit.data.label_manifest import Images, StoreSettings, name_digest, pixel_digest, probe
-from lowbit.data.label_types import LabelKind, LabelType, StoredLabels
-from lowbit.data.label_writing import Advance, LabelledImage, write_shards
+from lowbit.soft_labels.crops import Crops, CropTransform
+from lowbit.soft_labels.files import LabelKind, LabelType, Manifest, describe_written
+from lowbit.soft_labels.store import StoredLabels, fkd_name, name_digest, probe_names
+from lowbit.soft_labels.writer import Advance, LabelledImage, StoreSettings, write_shards
 
 # The published labels of ImageNet-1K: 500 crops, marginal smoothing with 5 classes; the seed is not known.
 PUBLISHED = StoreSettings(
@@ -25,38 +33,13 @@ PUBLISHED = StoreSettings(
     seed=None,
     description="Noisy Student EfficientNet-L2 of timm; labels published by FKD",
 )
-# Path components of an image that name its label file, e.g. imagenet/train/n01440764/n01440764_10026.
-COMPONENTS = 4
-NAMED = 10
-# The largest whole number up to which float16 holds them all.
-LARGEST_HALF = 2048
-# What half precision may add to a sum of probabilities or to a coordinate.
-SLACK = 1e-2
-
-
-@dataclass(frozen=True)
-class FkdImport:
-    """What an import did: the manifest, and the problem of every image that it left out."""
-
-    manifest: dict[str, Any]
-    problems: dict[str, str]
-
-
-def fkd_name(image_path: str | Path) -> str:
-    """Return the last four path components of an image, by which its label file is found.
-
-    Raises:
-        ValueError: the path is shorter.
-    """
-    path = Path(image_path)
-    parts = [part for part in path.parts if part != path.anchor]
-    if len(parts) < COMPONENTS:
-        raise ValueError(f"{path}: needs {COMPONENTS} path components as in imagenet/train/n01440764/n01440764_1.JPEG")
-    return "/".join(parts[-COMPONENTS:])
+SHOWN = 10
+LARGEST_HALF = 2048  # the largest whole number up to which float16 holds them all
+SLACK = 1e-2  # what half precision may add to a sum of probabilities or to a coordinate
 
 
 def fkd_path(folder: Path, name: str) -> Path:
-    """Return where the label file of an image lies."""
+    """Return the path of an image's label file."""
     return (folder / name).with_suffix(".tar")
 
 
@@ -65,12 +48,12 @@ def read_fkd(path: Path, label_type: LabelType, num_classes: int, count: int) ->
 
     Args:
         path: The file.
-        label_type: What it should hold.
+        label_type: The type of its labels.
         num_classes: Classes of the teacher.
-        count: Crops that it should hold.
+        count: Number of its crops.
 
     Raises:
-        ValueError: missing, or not such a file.
+        ValueError: the file is missing, or has other content.
     """
     if not path.exists():
         raise ValueError("is missing")
@@ -133,50 +116,92 @@ def import_fkd(
     out: Path,
     settings: StoreSettings = PUBLISHED,
     *,
-    images: Images | None = None,
     skip: bool = False,
     progress: bool = False,
-) -> FkdImport:
-    """Write a store from FKD files `<folder>/<last 4 path components of the image>.tar`; the same call resumes.
+) -> tuple[Manifest, list[str]]:
+    """Write a store that knows images by the last 4 components of their paths; the same call resumes.
 
     Args:
         folder: The published files.
         image_paths: Every training image, in the order of training.
         out: The store.
-        settings: What the files hold; `replace(PUBLISHED, label_type=...)` for the other published types.
-        images: The pixels; with them the store knows images by content, otherwise by their last 4 path components.
-        skip: Whether images with a missing or damaged file are left out instead of ending in an error.
+        settings: The content of the files; `replace(PUBLISHED, label_type=...)` for the other published types.
+        skip: Whether to leave out images with a missing or damaged file instead of raising an error.
         progress: Whether to show a bar.
+
+    Returns:
+        The manifest, and one line on every image that was left out.
 
     Raises:
         ValueError: files are missing or damaged and `skip` is off; shards without such files stay for the next call.
     """
     label_type, names = LabelType.parse(settings.label_type), [fkd_name(path) for path in image_paths]
-    if images is not None and len(images) != len(names):
-        raise ValueError(f"{len(names)} image paths for {len(images)} images")
-    digest = name_digest(names) if images is None else pixel_digest(images)
-    problems: dict[str, str] = {}
+    problems: list[str] = []
 
-    def rows(indices: range, advance: Advance) -> list[LabelledImage] | None:
+    def read(indices: range, advance: Advance) -> list[LabelledImage] | None:
         found = []
         for index in indices:
             path = fkd_path(folder, names[index])
             try:
                 crops, labels = read_fkd(path, label_type, settings.num_classes, settings.crops)
             except ValueError as error:
-                problems[str(path)] = str(error)
+                problems.append(f"{path} {error}")
             else:
-                found.append(LabelledImage(index, digest(index), crops, labels))
+                found.append(LabelledImage(index, name_digest(names[index]), crops, labels))
             advance(1)
         return found if skip or len(found) == len(indices) else None
 
-    plan = settings.plan(len(names), probe(digest, len(names)), "names" if images is None else "pixels")
-    manifest = write_shards(out, plan, rows, progress)
+    plan = settings.plan(len(names), probe_names(names.__getitem__, len(names)), "names")
+    manifest = write_shards(out, plan, read, progress)
     if problems and not (skip and len(problems) < len(names)):
-        shown = "\n".join(f"  - {path} {problem}" for path, problem in list(problems.items())[:NAMED])
-        more = f"\n  - and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         raise ValueError(
             f"{len(problems)} of {len(names)} label files are missing or damaged; fetch them and import again, "
-            f"or skip these images (--skip):\n{shown}{more}"
+            f"or skip these images (--skip):\n{_list(problems)}"
         )
-    return FkdImport(manifest, problems)
+    return manifest, problems
+
+
+def _list(problems: Sequence[str]) -> str:
+    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "\n".join(f"  - {line}" for line in [*problems[:SHOWN], *more])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Import the labels and print what the store holds; return the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(description="Import the soft labels that FKD published.")
+    parser.add_argument("out", type=Path, help="folder of the store; one of the same settings is resumed")
+    parser.add_argument("--fkd", type=Path, required=True, help="folder of the published label files")
+    parser.add_argument("--images", type=Path, required=True, help="the training images, by class folder")
+    parser.add_argument("--skip", action="store_true", help="leave out images without an intact file")
+    parser.add_argument(
+        "--label-type", default=PUBLISHED.label_type, help=f"type of the files ({PUBLISHED.label_type})"
+    )
+    parser.add_argument("--crops", type=int, default=PUBLISHED.crops, help=f"crops per image ({PUBLISHED.crops})")
+    parser.add_argument("--images-per-shard", type=int, default=1000, help="rows of a file (1000)")
+    args = parser.parse_args(words)
+    for key, folder in (("--fkd", args.fkd), ("--images", args.images)):
+        if not folder.is_dir():
+            parser.error(f"{key} {folder}: no such folder")
+    try:
+        settings = replace(
+            PUBLISHED,
+            crops=args.crops,
+            label_type=args.label_type,
+            images_per_shard=args.images_per_shard,
+            command=shlex.join(["python", "scripts/import_fkd.py", *words]),
+        )
+        # The order of torchvision, which training has too.
+        paths = [path for path, _ in make_dataset(str(args.images.absolute()), extensions=IMG_EXTENSIONS)]
+        manifest, skipped = import_fkd(args.fkd, paths, args.out, settings, skip=args.skip, progress=True)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if skipped:
+        print(f"skipped {len(skipped)} images:\n{_list(skipped)}")
+    print(describe_written(args.out, manifest))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 INTERPOLATIONS = ("bilinear", "bicubic")
-# Torchvision's: draws that may miss the image before the crop falls back to the centre.
-ATTEMPTS = 10
-# Keys of `generator_for` beside the members of `Stream`: crops drawn for an image, stored crops chosen for a step.
+_ATTEMPTS = 10  # as in torchvision: after so many draws that miss the image, the crop is the centre
+# Keys of `generator_for` like the members of `Stream`: for drawing the crops of an image, for choosing those of a step.
 DRAWN, CHOSEN = 20, 21
 
 
 class Crops(NamedTuple):
-    """N crops of one image: (N, 4) float32 top/H, left/W, height/H, width/W, and (N,) bool mirrored or not."""
+    """N crops of one image: (N, 4) float32 top/H, left/W, height/H, width/W; (N,) bool, whether they are mirrored."""
 
     coords: Tensor
     flip: Tensor
@@ -27,7 +26,7 @@ class Crops(NamedTuple):
 
 @dataclass(frozen=True)
 class CropRule:
-    """Share of the area, aspect ratio and probability of mirroring that crops are drawn with.
+    """Share of the area, aspect ratio and probability of mirroring of random crops.
 
     Source: FKD (arXiv 2112.01528), published generator, for the scale; torchvision for the ratio.
     """
@@ -65,7 +64,7 @@ def draw_crops(height: int, width: int, count: int, rule: CropRule, generator: t
 
 def _box(height: int, width: int, rule: CropRule, generator: torch.Generator) -> tuple[int, int, int, int]:
     log_ratio = torch.log(torch.tensor(rule.ratio))
-    for _ in range(ATTEMPTS):
+    for _ in range(_ATTEMPTS):
         area = height * width * torch.empty(1).uniform_(*rule.scale, generator=generator).item()
         aspect = torch.exp(torch.empty(1).uniform_(*log_ratio.tolist(), generator=generator)).item()
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

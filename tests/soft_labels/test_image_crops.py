@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from import_fkd import PUBLISHED, fkd_path, import_fkd
 from torch import Tensor
 
-from lowbit.data import ImageInput, build_datamodule
-from lowbit.data.crops import CropTransform, crop
-from lowbit.data.fkd_import import PUBLISHED, fkd_name, fkd_path, import_fkd
-from lowbit.data.label_manifest import StoreSettings
-from lowbit.data.labelling import write_store
-from lowbit.data.stored_crops import crop_transform, fitting_manifest, training_images
+from lowbit.data import ImageInput, StepDataModule, build_datamodule
 from lowbit.settings.data import DataConfig, DataKind, ImageConfig
+from lowbit.soft_labels.crops import CropTransform, crop
+from lowbit.soft_labels.dataset import crop_transform, train_on_crops, training_images
+from lowbit.soft_labels.store import fkd_name, matching_manifest
+from lowbit.soft_labels.writer import StoreSettings, write_store
 
 CLASSES = 3
 # 0 marks the whole image, 1 its right half, mirrored.
@@ -25,6 +25,10 @@ COORDS = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.5, 1.0, 0.5]])
 def config(folder: Path, **changes: Any) -> DataConfig:
     settings = {"batch_size": 4, "num_crops": 2, "num_workers": 0, "image": ImageConfig(size=8)}
     return DataConfig(name="images", kind=DataKind.image_folder, dir=str(folder), **(settings | changes))
+
+
+def crops_of(data: DataConfig, seed: int, image: ImageInput | None = None) -> StepDataModule:
+    return train_on_crops(build_datamodule(data, seed, image=image), data)
 
 
 @pytest.fixture
@@ -37,20 +41,18 @@ def imported(images: Path, tmp_path: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save([COORDS, torch.tensor([False, True]), torch.tensor([[label, 0.8], [label, 0.7]])], file)
     settings = replace(PUBLISHED, num_classes=CLASSES, crops=2, label_type="smoothing")
-    assert not import_fkd(tmp_path / "fkd", paths, tmp_path / "store", settings).problems
+    assert not import_fkd(tmp_path / "fkd", paths, tmp_path / "store", settings)[1]
     return tmp_path / "store"
 
 
 def test_imported_labels_train_on_crops_of_the_original_image(images: Path, imported: Path):
     """Cut out of the image of the file, resized with bilinear interpolation, normalised as the student's model says."""
     own = ImageInput(10, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
-    data = build_datamodule(config(images, soft_labels=str(imported)), 0, image=own)
-    plain = build_datamodule(config(images), 0, image=own).splits
+    data = crops_of(config(images, soft_labels=str(imported)), 0, own)
+    module = build_datamodule(config(images), 0, image=own)
+    plain = module.splits
     assert (data.info.train_size, data.info.image_size) == (12, 10)
-    assert (
-        fitting_manifest(config(images, soft_labels=str(imported)), data.info, plain, checksums=True)["data"]["size"]
-        == 12
-    )
+    assert matching_manifest(imported, training_images(module), module.info, checksums=True)["data"]["size"] == 12
     mean, std = (torch.tensor(values)[:, None, None] for values in (own.mean, own.std))
     known: dict[bytes, tuple[int, float]] = {}
     for row, label in enumerate(plain.train.labels.tolist()):
@@ -72,12 +74,12 @@ def test_imported_labels_of_other_files_are_refused(images: Path, imported: Path
     """FKD knows images by the last four components of their path, so the folder's own name counts."""
     shutil.copytree(images, tmp_path / "renamed")
     with pytest.raises(ValueError, match=r"by file name.*renamed/train/n01440764/n01440764_0.JPEG"):
-        build_datamodule(config(tmp_path / "renamed", soft_labels=str(imported)), 0).setup("fit")
+        crops_of(config(tmp_path / "renamed", soft_labels=str(imported)), 0).setup("fit")
 
 
 def test_workers_change_no_crop(images: Path, imported: Path):
     one, two = (
-        list(build_datamodule(config(images, soft_labels=str(imported), num_workers=count), 3).training_batches(1, 4))
+        list(crops_of(config(images, soft_labels=str(imported), num_workers=count), 3).training_batches(1, 4))
         for count in (0, 2)
     )
     for first, second in zip(one, two, strict=True):
@@ -88,7 +90,7 @@ def test_workers_change_no_crop(images: Path, imported: Path):
 def test_written_labels_are_of_the_pixels_that_are_trained_on(images: Path, tmp_path: Path):
     """Images are decoded one after the other; the student of the teacher's size sees its crops to the bit."""
     data = build_datamodule(config(images), 0)
-    source = training_images(config(images), data.splits)
+    source = training_images(data)
     seen: list[Tensor] = []
 
     def teacher(pixels: Tensor) -> Tensor:
@@ -98,12 +100,12 @@ def test_written_labels_are_of_the_pixels_that_are_trained_on(images: Path, tmp_
     transform = crop_transform(data.info, "bicubic")
     assert transform == CropTransform(8, "bicubic", data.info.image.mean, data.info.image.std)
     settings = StoreSettings("images", "t", CLASSES, transform, crops=3, label_type="full")
-    write_store(source, teacher, tmp_path / "store", settings)
-    trained = build_datamodule(config(images, soft_labels=str(tmp_path / "store")), 0)
+    write_store(source, lambda: teacher, tmp_path / "store", settings)
+    trained = crops_of(config(images, soft_labels=str(tmp_path / "store")), 0)
     crops = {pixels.numpy().tobytes() for pixels in torch.cat(seen)}
     batches = list(trained.training_batches(0, 6))
     assert all(pixels.numpy().tobytes() in crops for batch in batches for pixels in batch["pixel_values"])
     larger = config(images, soft_labels=str(tmp_path / "store"), image=ImageConfig(size=12))
-    (batch,) = build_datamodule(larger, 0).training_batches(0, 1)
+    (batch,) = crops_of(larger, 0).training_batches(0, 1)
     assert batch["pixel_values"].shape == (4, 3, 12, 12)
     assert batch["soft_labels"].shape == (4, CLASSES)

@@ -5,9 +5,10 @@ import torch
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
-from lowbit.data.crops import CHOSEN, DRAWN, CropRule, CropTransform, crop, draw_crops
-from lowbit.data.label_types import LabelKind, LabelType, StoredLabels, compress, expand
 from lowbit.data.sampling import Stream, generator_for
+from lowbit.soft_labels.crops import CHOSEN, DRAWN, CropRule, CropTransform, crop, draw_crops
+from lowbit.soft_labels.files import LabelKind, LabelType
+from lowbit.soft_labels.store import StoredLabels, compress, expand
 
 RULE = CropRule()
 
