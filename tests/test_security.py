@@ -89,7 +89,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "n0_0.tar": lambda path: read_fkd(path, LabelType.parse("full"), 2, 1),
     "image.png": lambda path: FileImages(path.parent, [path.name])[0],
     "paper.yaml": lambda path: read_papers([path.parent]),
-    "layout.yaml": lambda path: read_layout([path.parent], path.stem),
+    "sweep.yaml": lambda path: read_layout([path]),
 }
 
 
@@ -150,8 +150,9 @@ def test_a_tag_in_a_configuration_file_runs_nothing(
 
 
 def test_a_tag_in_a_paper_or_a_layout_runs_nothing(tmp_path: Path):
-    (tmp_path / "mine.yaml").write_text(f"rows: !!python/object/apply:os.mkdir ['{tmp_path}/mark']\ncolumns: []\n")
-    for read in (lambda: read_papers([tmp_path]), lambda: read_layout([tmp_path], "mine")):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"table: {{rows: !!python/object/apply:os.mkdir ['{tmp_path}/mark'], columns: []}}\n")
+    for read in (lambda: read_papers([tmp_path]), lambda: read_layout([file])):
         with pytest.raises(Exception, match="could not determine a constructor"):
             read()
     assert not (tmp_path / "mark").exists()

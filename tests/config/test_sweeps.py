@@ -20,7 +20,6 @@ from lowbit.results.rows import Cell
 
 ROOT = C.shipped_root()
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-LAYOUTS = ROOT / "conf" / "paper" / "tables"
 # `sweeps/search_*` hold spaces for `lowbit search`, which nobody can list: tests/config/test_shipped_files.py.
 SWEEPS = sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml") if not path.stem.startswith("search_"))
 
@@ -121,7 +120,7 @@ def check(name: str, jobs: list[list[str]], known: dict[tuple[str, ...], str], *
         assert identity.cached_teacher(found[0]) == identity.cached_teacher(cfg)
     assert {config.sweep for _, config in loaded} == {name}
     configs = [content for content, _ in loaded]
-    layout = read_layout([LAYOUTS], name)
+    layout = read_layout([ROOT / "sweeps" / f"{name}.yaml"])
     for axis in () if layout is None else (layout.rows, layout.columns):
         parts = parts_of(axis, [Cell(Path(), {}, "", config) for config in configs])
         for config in configs:
@@ -131,7 +130,8 @@ def check(name: str, jobs: list[list[str]], known: dict[tuple[str, ...], str], *
 
 def table(name: str, configs: list[dict[str, Any]]) -> list[Part]:
     """Return the rows and columns of a sweep's table; none where it has no layout."""
-    layout, cells = read_layout([LAYOUTS], name), [Cell(Path(), {}, "", config) for config in configs]
+    layout = read_layout([ROOT / "sweeps" / f"{name}.yaml"])
+    cells = [Cell(Path(), {}, "", config) for config in configs]
     return [] if layout is None else [*parts_of(layout.rows, cells), *parts_of(layout.columns, cells)]
 
 

@@ -1,4 +1,4 @@
-"""Table layouts: those that ship, and what is said about faulty ones."""
+"""Layouts of tables in the files of sweeps: those that ship, and what is said about faulty ones."""
 
 from pathlib import Path
 
@@ -7,29 +7,29 @@ import pytest
 from lowbit.results import read_layout
 
 ROOT = Path(__file__).resolve().parents[2]
-PAPERS = ROOT / "conf" / "paper"
 
 
-@pytest.mark.parametrize("file", sorted((PAPERS / "tables").iterdir()), ids=lambda path: path.name)
-def test_shipped_layout_belongs_to_a_sweep(file: Path) -> None:
-    """Its name is a sweep's and its papers are there; that its cells are of jobs: tests/config/test_sweeps.py."""
-    layout = read_layout([file.parent], file.stem)
-    assert layout is not None
-    assert (ROOT / "sweeps" / file.name).is_file()
-    assert all((PAPERS / f"{paper}.yaml").is_file() for paper in layout.papers or ())
+def test_shipped_layouts_name_papers_that_are_there() -> None:
+    """That their cells are of jobs: tests/config/test_sweeps.py."""
+    layouts = [layout for file in (ROOT / "sweeps").glob("*.yaml") if (layout := read_layout([file])) is not None]
+    assert len(layouts) == 21
+    papers = {paper for layout in layouts for paper in layout.papers or ()}
+    assert {path.stem for path in (ROOT / "conf" / "paper").glob("*.yaml")} >= papers
 
 
 def test_no_layout(tmp_path: Path) -> None:
-    """Most sweeps have none."""
-    assert read_layout([tmp_path, tmp_path / "none"], "demo") is None
+    """Some sweeps have none."""
+    (tmp_path / "a.yaml").write_text("hydra: {mode: MULTIRUN}\n")
+    (tmp_path / "b.yaml").write_text("")
+    assert read_layout([tmp_path / "a.yaml", tmp_path / "b.yaml"]) is None
 
 
-def test_the_last_folder_counts(tmp_path: Path) -> None:
+def test_the_last_file_counts(tmp_path: Path) -> None:
     """A user's layout replaces the shipped one."""
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "t.yaml").write_text(f"title: {name}\nrows: [method.name]\ncolumns: [data.name]\n")
-    layout = read_layout([tmp_path / "a", tmp_path / "b"], "t")
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(f"seed: 1\ntable: {{title: {name}, rows: [method.name], columns: [data.name]}}\n")
+    layout = read_layout([tmp_path / "a.yaml", tmp_path / "b.yaml"])
     assert layout is not None
     assert (layout.title, layout.rows, layout.papers) == ("b", ["method.name"], None)
 
@@ -37,17 +37,17 @@ def test_the_last_folder_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("rows: [method.name]\n", "missing keys ['columns']"),
-        ("rows: [method.name]\ncolumns: [data.name]\ncolums: 1\n", "unknown keys ['colums']; allowed: columns, papers"),
-        ("rows: [{match: {a: 1}}]\ncolumns: [data.name]\n", "rows.1: missing keys ['label']"),
-        ("rows: method.name\ncolumns: [data.name]\n", "rows: a list of config keys"),
+        ("{rows: [method.name]}", "table: missing keys ['columns']"),
+        ("{rows: [method.name], columns: [data.name], colums: 1}", "unknown keys ['colums']; allowed: columns, papers"),
+        ("{rows: [{match: {a: 1}}], columns: [data.name]}", "table: rows.1: missing keys ['label']"),
+        ("{rows: method.name, columns: [data.name]}", "table: rows: a list of config keys"),
         ("[]", "expected keys columns, papers, rows, title"),
-        ("rows: [method.name, {label: x}]\ncolumns: [data.name]\n", "rows.1: 'method.name': expected keys label"),
+        ("{rows: [method.name, {label: x}], columns: [data.name]}", "rows.1: 'method.name': expected keys label"),
     ],
 )
 def test_faulty_layout(text: str, said: str, tmp_path: Path) -> None:
     """The message names file, place and key."""
-    (tmp_path / "t.yaml").write_text(text)
+    (tmp_path / "t.yaml").write_text(f"table: {text}\n")
     with pytest.raises(ValueError, match=r"t\.yaml") as caught:
-        read_layout([tmp_path], "t")
+        read_layout([tmp_path / "t.yaml"])
     assert said in str(caught.value)

@@ -21,7 +21,7 @@ RECORDS = read_papers([STORED / "conf" / "paper"])
 
 
 def layout() -> Layout:
-    found = read_layout([STORED / "conf" / "paper" / "tables"], "fixture")
+    found = read_layout([STORED / "sweeps" / "fixture.yaml"])
     assert found is not None
     return found
 

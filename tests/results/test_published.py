@@ -207,7 +207,7 @@ def test_examples_of_the_docs_can_be_read(tmp_path: Path) -> None:
     compared, other = read_papers([tmp_path])
     assert str(find([compared], config(method__name="ti_g"), "val/matthews")) == "57 ± 0.3"
     assert other.not_comparable == "an average over tasks"
-    (tmp_path / "layout.yaml").write_text(layout)
-    found = read_layout([tmp_path], "layout")
+    (tmp_path / "mine.yaml").write_text(layout)
+    found = read_layout([tmp_path / "mine.yaml"])
     assert found is not None
     assert [part.label for part in found.columns if not isinstance(part, str)] == ["CoLA", "size"]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowbit.cli.table import LAYOUTS, cells_of, folders_of
+from lowbit.cli.table import cells_of, folders_of
 from lowbit.cli.verbs import SWEEP, AddVerb, known_sweep
 from lowbit.config import compose as C
 from lowbit.config.problems import ConfigError
@@ -85,7 +85,7 @@ def _chosen(groups: Sequence[Group], label: str | None) -> str:
 
 def _grid(name: str, cells: Sequence[Cell]) -> Grid:
     """Return the table that `lowbit table` shows."""
-    records, layout = read_papers(folders_of("paper")), read_layout(folders_of(LAYOUTS), name)
+    records, layout = read_papers(folders_of("paper")), read_layout(C.files_of(f"sweeps/{name}"))
     if layout is not None:
         return grid_of_pivot(build_pivot(cells, layout, records))
     return grid_of(collect(cells, records=records), "html", name)

@@ -32,8 +32,6 @@ from lowbit.results import (
 )
 from lowbit.results.found import cells_of_runs
 
-LAYOUTS = "paper/tables"
-
 
 def add(verb: AddVerb) -> None:
     """Add the verb."""
@@ -73,7 +71,7 @@ def _table(args: argparse.Namespace) -> int:
         languages = LanguageTable(cells)
         return _show(args.out, fmt, languages.render, lambda: languages.print(title))
     records = read_papers(folders_of("paper"))
-    layout = None if args.rows or args.runs else read_layout(folders_of(LAYOUTS), title)
+    layout = None if args.rows or args.runs else read_layout(C.files_of(f"sweeps/{title}"))
     if layout is not None:
         table = build_pivot(cells, layout, records)
         return _show(args.out, fmt, partial(render_pivot, table), partial(print_pivot, table))

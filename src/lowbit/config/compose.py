@@ -13,18 +13,21 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from lowbit.settings.run import PATHS, Config
 
 ROOT_CONFIG = "config"
+TABLE = "table"  # key of the layout in a sweep's file
 # Of a value, what Hydra's grammar reads without quotes, and what has a meaning in it.
 _UNQUOTED = re.compile(r"[\w/+.$%*@?|: \\{}\[\](),='\"-]*", re.ASCII)
 _MEANT = re.compile(r"[\\{}\[\]()='\"]")
@@ -38,16 +41,30 @@ def shipped_root() -> Path:
     return checkout if (checkout / "conf" / "config.yaml").is_file() else package
 
 
+class _LowbitFiles(FileConfigSource):
+    """Config files as Hydra reads them, without the layout of a sweep's table, which is no setting of a run."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "lowbit"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        found = super().load_config(config_path)
+        if config_path.startswith("sweeps/") and isinstance(found.config, DictConfig):
+            found.config.pop(TABLE, None)
+        return found
+
+
 class _LowbitSearchPath(SearchPathPlugin):
     """Make sweeps/ a config group, and let ./conf and ./sweeps of the working directory add choices."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         root, here = shipped_root(), Path.cwd()
-        search_path.append("lowbit", f"file://{root}")
+        search_path.append("lowbit", f"lowbit://{root}")
         if here != root:
             for path in (here / "conf", here):
                 if (path / "sweeps").is_dir() or (path.name == "conf" and path.is_dir()):
-                    search_path.append("user", f"file://{path}")
+                    search_path.append("user", f"lowbit://{path}")
 
 
 def register() -> None:
@@ -55,6 +72,7 @@ def register() -> None:
     store = ConfigStore.instance()
     if "base_config.yaml" not in store.repo:  # building the schema takes longer than reading a choice's file
         store.store(name="base_config", node=Config)
+    Plugins.instance().register(_LowbitFiles)
     Plugins.instance().register(_LowbitSearchPath)
 
 

@@ -57,8 +57,9 @@ class Source:
 
     @property
     def entries(self) -> Entries:
-        """The keys at the root and their values, but not those of Hydra."""
-        return [(key, value) for key, value in self._root if key.value not in ("defaults", "hydra")]
+        """The keys at the root and their values, but not those of Hydra, nor the layout of a sweep's table."""
+        others = ["defaults", "hydra", *([C.TABLE] if self.choice.startswith("sweeps/") else [])]
+        return [(key, value) for key, value in self._root if key.value not in others]
 
     @property
     def _root(self) -> Entries:

@@ -1,4 +1,4 @@
-"""The layout of a paper's table: which runs its rows and columns hold (conf/paper/tables)."""
+"""The layout of a paper's table: which runs its rows and columns hold (`table` in a sweep's file)."""
 
 from __future__ import annotations
 
@@ -43,25 +43,29 @@ class Layout:
     papers: tuple[str, ...] | None = None
 
 
-def read_layout(folders: Iterable[Path], name: str) -> Layout | None:
-    """Return the layout NAME.yaml of the last of these folders that has it, or None.
+def read_layout(files: Iterable[Path]) -> Layout | None:
+    """Return the layout in the last of these files of a sweep that has one, or None.
 
     Raises:
-        ValueError: the file has unknown or missing keys.
+        ValueError: it has unknown or missing keys.
     """
-    files = [path for folder in folders if (path := folder / f"{name}.yaml").is_file()]
-    if not files:
+    found = [(path, content) for path in files if (content := _table_of(path)) is not None]
+    if not found:
         return None
-    path = files[-1]
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path, content = found[-1]
     _check(path, "", content, required={"rows", "columns"}, known={"title", "rows", "columns", "papers"})
     papers = content.get("papers")
     return Layout(
-        title=str(content.get("title", name)),
+        title=str(content.get("title", path.stem)),
         rows=_axis(path, "rows", content["rows"]),
         columns=_axis(path, "columns", content["columns"]),
         papers=None if papers is None else tuple(papers),
     )
+
+
+def _table_of(path: Path) -> Any:
+    sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return sweep.get("table") if isinstance(sweep, Mapping) else None
 
 
 def parts_of(axis: Axis, cells: Iterable[Cell]) -> list[Part]:
@@ -84,7 +88,7 @@ def _axis(path: Path, name: str, entries: Any) -> Axis:
     if isinstance(entries, list) and entries and all(isinstance(entry, str) for entry in entries):
         return [str(entry) for entry in entries]
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: {name}: a list of config keys, or of rows with `label` and `match`")
+        raise ValueError(f"{path}: table: {name}: a list of config keys, or of rows with `label` and `match`")
     for number, entry in enumerate(entries, 1):
         where = f"{name}.{number}: "
         _check(path, where, entry, required={"label"}, known={"label", "match", "score", "teacher"})
@@ -96,10 +100,10 @@ def _axis(path: Path, name: str, entries: Any) -> Axis:
 
 def _check(path: Path, where: str, content: Any, required: set[str], known: set[str]) -> None:
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: {where}{content!r}: expected keys {', '.join(sorted(known))}")  # noqa: TRY004
+        raise ValueError(f"{path}: table: {where}{content!r}: expected keys {', '.join(sorted(known))}")  # noqa: TRY004
     missing, unknown = sorted(required - content.keys()), sorted(content.keys() - known)
     if missing or unknown:
         raise ValueError(
-            f"{path}: {where}missing keys {missing or 'none'}, unknown keys {unknown or 'none'}; "
+            f"{path}: table: {where}missing keys {missing or 'none'}, unknown keys {unknown or 'none'}; "
             f"allowed: {', '.join(sorted(known))}"
         )
