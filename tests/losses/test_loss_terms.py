@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from lowbit.losses import (
-    LossTerm,
     attention_map_kl,
     hidden_mse,
     logit_mse,
@@ -15,6 +14,8 @@ from lowbit.losses import (
     soft_cross_entropy,
     task_loss,
 )
+from lowbit.settings.losses import Ramp
+from tests.helpers.losses import loss_of
 
 FIELDS = {
     "logits": set(),
@@ -51,7 +52,7 @@ STUDENT, TEACHER = trace(0), trace(1)
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_fields_that_a_term_reads(kind: str):
-    assert LossTerm(kind).fields == FIELDS[kind]
+    assert loss_of(kind).fields == FIELDS[kind]
 
 
 @pytest.mark.parametrize("mask", ["full", "valid"])
@@ -66,7 +67,7 @@ def test_fields_that_a_term_reads(kind: str):
 )
 def test_layer_terms_sum_over_layers(kind: str, loss: Any, mask: str):
     expected = sum(loss(s, t, mask).item() for s, t in zip(STUDENT.layers, TEACHER.layers, strict=True))
-    assert LossTerm(kind, mask=mask)(STUDENT, TEACHER, None).item() == pytest.approx(expected, rel=1e-6)
+    assert loss_of(kind, mask=mask)(STUDENT, TEACHER, None).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("mask", ["full", "valid"])
@@ -74,71 +75,74 @@ def test_hidden_sums_the_embeddings_and_every_layer(mask: str):
     pairs = [(STUDENT.embeddings, TEACHER.embeddings)]
     pairs += [(s.hidden, t.hidden) for s, t in zip(STUDENT.layers, TEACHER.layers, strict=True)]
     expected = sum(hidden_mse(s, t, MASK, rule=mask).item() for s, t in pairs)
-    assert LossTerm("hidden", mask=mask)(STUDENT, TEACHER, None).item() == pytest.approx(expected, rel=1e-6)
+    assert loss_of("hidden", mask=mask)(STUDENT, TEACHER, None).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_logits_pass_reduction_and_temperature_on():
-    term = LossTerm("logits", reduction="mean", temperature=3.0)
+    term = loss_of("logits", reduction="mean", temperature=3.0)
     expected = soft_cross_entropy(STUDENT.logits, TEACHER.logits, reduction="mean", temperature=3.0)
     assert torch.equal(term(STUDENT, TEACHER, None), expected)
-    assert torch.equal(LossTerm("logits")(STUDENT, TEACHER, None), soft_cross_entropy(STUDENT.logits, TEACHER.logits))
+    assert torch.equal(loss_of("logits")(STUDENT, TEACHER, None), soft_cross_entropy(STUDENT.logits, TEACHER.logits))
 
 
 def test_logits_of_a_regression_task_take_the_squared_error():
     student, teacher = trace(0, classes=1), trace(1, classes=1)
-    assert torch.equal(LossTerm("logits")(student, teacher, None), logit_mse(student.logits, teacher.logits))
+    assert torch.equal(loss_of("logits")(student, teacher, None), logit_mse(student.logits, teacher.logits))
 
 
 def test_task_needs_no_teacher():
     labels = torch.tensor([0, 2])
-    assert torch.equal(LossTerm("task")(STUDENT, None, labels), task_loss(STUDENT.logits, labels))
+    assert torch.equal(loss_of("task")(STUDENT, None, labels), task_loss(STUDENT.logits, labels))
 
 
 def test_what_is_missing_is_named():
     with pytest.raises(ValueError, match="loss 'task' needs labels"):
-        LossTerm("task")(STUDENT, TEACHER, None)
+        loss_of("task")(STUDENT, TEACHER, None)
     with pytest.raises(ValueError, match=r"loss 'scores' needs a teacher: set the stage's `teacher: true`"):
-        LossTerm("scores")(STUDENT, None, torch.tensor([0, 1]))
+        loss_of("scores")(STUDENT, None, torch.tensor([0, 1]))
 
 
 def test_networks_of_different_depth_are_refused():
     with pytest.raises(ValueError, match="shorter"):
-        LossTerm("scores")(STUDENT, trace(1, depth=1), None)
+        loss_of("scores")(STUDENT, trace(1, depth=1), None)
 
 
 # --- weights --------------------------------------------------------------------------------------------------------
 
 
 def test_a_constant_weight_does_not_move():
-    assert [LossTerm("scores", weight=0.3).weight_at(step, 10) for step in (0, 5, 9)] == [0.3] * 3
+    assert [loss_of("scores", weight=0.3).settings.weight_at(step, 10) for step in (0, 5, 9)] == [0.3] * 3
 
 
 def test_a_linear_ramp_reaches_its_end_at_the_last_step():
-    term = LossTerm("scores", weight=1.0, weight_end=3.0, ramp="linear")
-    assert [term.weight_at(step, 5) for step in range(5)] == [1.0, 1.5, 2.0, 2.5, 3.0]
-    assert term.weight_at(99, 5) == 3.0
+    term = loss_of("scores", weight=1.0, weight_end=3.0, ramp="linear")
+    assert [term.settings.weight_at(step, 5) for step in range(5)] == [1.0, 1.5, 2.0, 2.5, 3.0]
+    assert term.settings.weight_at(99, 5) == 3.0
 
 
 def test_a_cosine_ramp_is_flat_at_both_ends():
-    term = LossTerm("scores", weight=2.0, weight_end=0.0, ramp="cosine")
-    weights = [term.weight_at(step, 5) for step in range(5)]
+    term = loss_of("scores", weight=2.0, weight_end=0.0, ramp="cosine")
+    weights = [term.settings.weight_at(step, 5) for step in range(5)]
     assert weights == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0])
 
 
 @pytest.mark.parametrize("ramp", ["linear", "cosine"])
 def test_a_stage_of_one_step_has_the_first_weight(ramp: str):
-    assert LossTerm("scores", weight=2.0, weight_end=0.0, ramp=ramp).weight_at(0, 1) == 2.0
+    assert loss_of("scores", weight=2.0, weight_end=0.0, ramp=ramp).settings.weight_at(0, 1) == 2.0
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "cosine"}, "loss kind 'cosine': allowed are logits, task, hidden"),
-        ({"kind": "task", "ramp": "step"}, "loss 'task' ramp 'step': allowed are constant, linear, cosine"),
-        ({"kind": "task", "ramp": "linear"}, "loss 'task': .* go together"),
-        ({"kind": "task", "weight_end": 0.0}, "loss 'task': .* go together"),
+        ({"kind": "cosine"}, "kind=cosine: allowed are logits, hidden, scores"),
+        ({"kind": "score"}, "did you mean scores?"),
+        ({"kind": "no_such_module.Loss"}, "no module no_such_module; put no_such_module.py beside conf/"),
+        ({"kind": "math.Loss"}, "the module math has no Loss"),
+        ({"kind": "math.sqrt"}, "is not a subclass of lowbit.losses.Loss"),
+        ({"kind": "task", "ramp": Ramp.linear}, "loss task: .* go together"),
+        ({"kind": "task", "weight_end": 0.0}, "loss task: .* go together"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        LossTerm(**settings)
+        loss_of(**settings)

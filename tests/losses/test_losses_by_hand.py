@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.losses import LossTerm
 from lowbit.quantizers import Dampening, QuantizerSpec, QuantLinear, weight_sites
 from lowbit.settings.losses import LossKind
+from tests.helpers.losses import loss_of
 
 LN3 = math.log(3)
 
@@ -44,29 +44,29 @@ NUMBERS = trace(logits=[[1], [3]]), trace(logits=[[0.5], [5]])
 @pytest.mark.parametrize(
     ("term", "student", "teacher", "expected"),
     [
-        (LossTerm("logits"), STUDENT, TEACHER, 0.9023942348),  # TI, KD-QAT, BinaryBERT, variation-aware: the sum
-        (LossTerm("logits", reduction="mean"), STUDENT, TEACHER, 0.4511971174),  # TernaryBERT, XTC, BiT: over classes
-        (LossTerm("logits", temperature=2.0), STUDENT_2, TEACHER_2, 3.6095769390),  # SDQ
-        (LossTerm("logits"), *NUMBERS, 2.125),  # STS-B
-        (LossTerm("logits", reduction="mean", temperature=2.0), *NUMBERS, 2.125),  # which takes neither
+        (loss_of("logits"), STUDENT, TEACHER, 0.9023942348),  # TI, KD-QAT, BinaryBERT, variation-aware: the sum
+        (loss_of("logits", reduction="mean"), STUDENT, TEACHER, 0.4511971174),  # TernaryBERT, XTC, BiT: over classes
+        (loss_of("logits", temperature=2.0), STUDENT_2, TEACHER_2, 3.6095769390),  # SDQ
+        (loss_of("logits"), *NUMBERS, 2.125),  # STS-B
+        (loss_of("logits", reduction="mean", temperature=2.0), *NUMBERS, 2.125),  # which takes neither
     ],
 )
-def test_logits(term: LossTerm, student: Any, teacher: Any, expected: float):
+def test_logits(term: Any, student: Any, teacher: Any, expected: float):
     assert term(student, teacher, None).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_task():
     """Probabilities (1/4, 3/4) and (1/2, 1/2), labels 1 and 0: (ln 4/3 + ln 2) / 2 = 0.9808292530 / 2."""
     student = trace(logits=[[0, LN3], [0, 0]])
-    assert LossTerm("task")(student, None, torch.tensor([1, 0])).item() == pytest.approx(0.4904146265, rel=1e-9)
+    assert loss_of("task")(student, None, torch.tensor([1, 0])).item() == pytest.approx(0.4904146265, rel=1e-9)
     numbers = trace(logits=[[1], [2]])  # (1 - 2)^2 = 1 and (2 - 5)^2 = 9
-    assert LossTerm("task")(numbers, None, wide([2, 5])).item() == 5
+    assert loss_of("task")(numbers, None, wide([2, 5])).item() == 5
 
 
 def test_soft_labels():
     """1/2 ln 4 + 1/2 ln 4/3 = 0.8369882168 under (1/2, 1/2); ln 2 under (1, 0); their mean."""
     student = trace(logits=[[0, LN3], [0, 0]])
-    value = LossTerm("soft_labels")(student, None, None, soft_labels=wide([[0.5, 0.5], [1, 0]]))
+    value = loss_of("soft_labels")(student, None, None, soft_labels=wide([[0.5, 0.5], [1, 0]]))
     assert value.item() == pytest.approx(0.7650676987, rel=1e-9)
 
 
@@ -88,10 +88,10 @@ ZEROS = {name: (wide(values) * 0).tolist() for name, values in STATES.items()}
 )
 def test_squared_errors_of_states(kind: str, full: float, valid: float):
     student, teacher = trace([True, False], **STATES), trace([True, False], **ZEROS)
-    assert LossTerm(kind)(student, teacher, None).item() == full
-    assert LossTerm(kind, mask="valid")(student, teacher, None).item() == valid
+    assert loss_of(kind)(student, teacher, None).item() == full
+    assert loss_of(kind, mask="valid")(student, teacher, None).item() == valid
     parts = 3 if kind == "hidden" else 2  # the embeddings count as a layer
-    assert LossTerm(kind, layers="mean")(student, teacher, None).item() == pytest.approx(full / parts)
+    assert loss_of(kind, layers="mean")(student, teacher, None).item() == pytest.approx(full / parts)
 
 
 def test_scores():
@@ -99,13 +99,13 @@ def test_scores():
     student = [[[[1, 50], [2, 60]]]]
     nothing = (wide(student) * 0).tolist()
     pair = [trace([True, False], scores=[[s[0]]]) for s in (student, nothing)]
-    assert LossTerm("scores")(*pair, None).item() == 1.25  # (1 + 0 + 4 + 0) / 4
-    assert LossTerm("scores", mask="valid")(*pair, None).item() == 1  # the one pair of real tokens
+    assert loss_of("scores")(*pair, None).item() == 1.25  # (1 + 0 + 4 + 0) / 4
+    assert loss_of("scores", mask="valid")(*pair, None).item() == 1  # the one pair of real tokens
     # z() makes (0, 1, 0, 3) of the student and (5, 1, 2, 0) of the teacher: (25 + 0 + 4 + 9) / 4.
     low = trace(scores=[[[[[-150, 1], [-100, 3]]]]]), trace(scores=[[[[[5, 1], [2, -101]]]]])
-    assert LossTerm("scores")(*low, None).item() == 9.5
+    assert loss_of("scores")(*low, None).item() == 9.5
     two = [trace([True, False], scores=[[s[0]], [s[0]]]) for s in (student, nothing)]
-    assert LossTerm("scores")(*two, None).item() == 2.5  # the sum over layers
+    assert loss_of("scores")(*two, None).item() == 2.5  # the sum over layers
 
 
 # Teacher rows (3/4, 1/4) and (1/2, 1/2), student rows (1/2, 1/2) and (1/4, 3/4):
@@ -116,28 +116,28 @@ MAPS = [[[[0.5, 0.5], [0.25, 0.75]]]], [[[[0.75, 0.25], [0.5, 0.5]]]]
 def test_maps():
     """KL by row, mean over tokens, heads and sentences: (0.1308120359 + 0.1438410362) / 2 = 0.1373265361."""
     student, teacher = (trace(probs=maps) for maps in MAPS)
-    assert LossTerm("maps")(student, teacher, None).item() == pytest.approx(0.1373265361, rel=1e-8)
+    assert loss_of("maps")(student, teacher, None).item() == pytest.approx(0.1373265361, rel=1e-8)
     padded = []
     for maps, noise in zip(MAPS, (0.9, 0.2), strict=True):
         wider = torch.zeros(1, 1, 1, 3, 3, dtype=torch.float64)
         wider[..., :2, :2], wider[..., 2, 0] = wide(maps), noise
         padded.append(trace([True, True, False], probs=wider.tolist()))
-    assert LossTerm("maps")(*padded, None).item() == pytest.approx(0.1373265361, rel=1e-8)
+    assert loss_of("maps")(*padded, None).item() == pytest.approx(0.1373265361, rel=1e-8)
     # A zero is clamped at 1e-8: -ln 1e-8 = 18.4206807440 in the first of two rows, less 1e-8 of that.
     student, teacher = trace(probs=[[[[0.0, 1.0], [1.0, 0.0]]]]), trace(probs=[[[[1.0, 0.0], [1.0, 0.0]]]])
-    assert LossTerm("maps")(student, teacher, None).item() == pytest.approx(18.4206807440 / 2, rel=1e-7)
+    assert loss_of("maps")(student, teacher, None).item() == pytest.approx(18.4206807440 / 2, rel=1e-7)
     # Two heads, the second of which agrees: half of it; two layers, `layers: mean`: the same.
     heads = [trace(probs=2 * [[[[*maps[0][0]], [[0.5, 0.5], [0.5, 0.5]]]]]) for maps in MAPS]
-    assert LossTerm("maps", layers="mean")(*heads, None).item() == pytest.approx(0.1373265361 / 2, rel=1e-8)
+    assert loss_of("maps", layers="mean")(*heads, None).item() == pytest.approx(0.1373265361 / 2, rel=1e-8)
 
 
 def test_maps_mse():
     """Every difference is 1/4: squares of 1/16; a second head that agrees halves them."""
     heads = [trace(probs=[[[maps[0][0], [[0.5, 0.5], [0.5, 0.5]]]]]) for maps in MAPS]
-    assert LossTerm("maps_mse")(*heads, None).item() == 1 / 32
+    assert loss_of("maps_mse")(*heads, None).item() == 1 / 32
     student = trace([True, False], probs=[[[[[0.5, 9.0], [9.0, 9.0]]]]])
     teacher = trace([True, False], probs=[[[[[0.75, 0.0], [0.0, 0.0]]]]])
-    assert LossTerm("maps_mse")(student, teacher, None).item() == 1 / 16  # padded pairs count nothing
+    assert loss_of("maps_mse")(student, teacher, None).item() == 1 / 16  # padded pairs count nothing
 
 
 # --- losses of the weights ------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def site_of(bits: int = 2, values: Any = WEIGHTS) -> Any:
 @pytest.mark.parametrize(("aggregation", "distance"), [("mean", 0.01), ("sum", 0.06), ("norm", 0.2449489743)])
 @pytest.mark.parametrize("detach", [True, False])
 def test_obr(aggregation: str, distance: float, detach: bool):
-    term = LossTerm("obr", aggregation=aggregation, detach_step=detach)
+    term = loss_of("obr", aggregation=aggregation, detach_step=detach)
     value = term(trace(), None, None, None, [site_of()])
     assert value.item() == pytest.approx(distance + VARIANCE, rel=1e-8)
 
@@ -173,11 +173,11 @@ def test_obr_sums_over_weights_and_leaves_out_wide_ones():
     Bin 1 holds .6 and .4: variance 2 * .1^2 = .02. Together with the sum of squares .07: .09.
     """
     narrow, eight = site_of(), site_of(bits=8)
-    together = LossTerm("obr", aggregation="sum")
+    together = loss_of("obr", aggregation="sum")
     assert together(trace(), None, None, None, [narrow, eight]).item() == pytest.approx(
         0.06 + VARIANCE + 0.09, rel=1e-9
     )
-    low = LossTerm("obr", aggregation="sum", max_bits=4)
+    low = loss_of("obr", aggregation="sum", max_bits=4)
     assert low(trace(), None, None, None, [narrow, eight]).item() == pytest.approx(0.06 + VARIANCE, rel=1e-9)
 
 
@@ -187,7 +187,7 @@ def test_gradients_of_obr():
     The step, if not detached, hears from clipped weights in bin 1, two of code 1: 2 * (.1/3) = .2/3.
     """
     site = site_of()
-    LossTerm("obr", aggregation="sum", detach_step=False)(trace(), None, None, None, [site]).backward()
+    loss_of("obr", aggregation="sum", detach_step=False)(trace(), None, None, None, [site]).backward()
     assert site.parameter.grad.flatten().tolist() == pytest.approx([0, -0.8 / 3, 0.2, 0.4, 0, 0], abs=1e-12)
     assert site.quantizer.step_size.grad.item() == pytest.approx(0.2 / 3)
 
@@ -215,8 +215,8 @@ def test_dampening(aggregation: Any, count: int):
     ],
 )
 def test_ramps(ramp: str, start: float, expected: list[float]):
-    term = LossTerm("obr", weight=0.0, weight_end=0.01, ramp=ramp, start=start)
-    found = [term.weight_at(step, 5) for step in range(5)]
+    term = loss_of("obr", weight=0.0, weight_end=0.01, ramp=ramp, start=start)
+    found = [term.settings.weight_at(step, 5) for step in range(5)]
     assert found == pytest.approx([0.01 * value for value in expected], abs=1e-11)
 
 

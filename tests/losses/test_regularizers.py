@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from lowbit.losses import (
-    LossTerm,
     attention_map_mse,
     bin_regularization,
     oscillation_aware_regularization,
     soft_label_loss,
 )
 from lowbit.quantizers import QuantizerSpec, QuantLinear, weight_sites
+from tests.helpers.losses import loss_of
 
 LSQ = QuantizerSpec("lsq", bits=2, grad_scale="none")
 
@@ -92,12 +92,12 @@ def test_wide_layers_can_be_left_out():
 
 
 def test_the_weight_rises_along_a_cosine_from_its_start():
-    term = LossTerm("obr", weight=0.0, weight_end=0.01, ramp="cosine", start=0.25)
-    assert [term.weight_at(step, 101) for step in (0, 25)] == [0.0, 0.0]
-    assert term.weight_at(100, 101) == pytest.approx(0.01)
+    term = loss_of("obr", weight=0.0, weight_end=0.01, ramp="cosine", start=0.25)
+    assert [term.settings.weight_at(step, 101) for step in (0, 25)] == [0.0, 0.0]
+    assert term.settings.weight_at(100, 101) == pytest.approx(0.01)
     first = 0.25 * 101
     halfway = (1 - math.cos(math.pi * (60 - first) / (100 - first))) / 2 * 0.01
-    assert term.weight_at(60, 101) == pytest.approx(halfway)
+    assert term.settings.weight_at(60, 101) == pytest.approx(halfway)
 
 
 def test_soft_labels_are_cross_entropy_under_stored_probabilities():

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit.losses import LossTerm, soft_cross_entropy, span_soft_cross_entropy
+from lowbit.losses import soft_cross_entropy, span_soft_cross_entropy
+from tests.helpers.losses import loss_of
 
 LN3 = math.log(3)
 
@@ -35,7 +36,7 @@ CASES = [
 @pytest.mark.parametrize(("settings", "scale", "expected"), CASES)
 def test_both_ends_are_added(settings: dict[str, Any], scale: float, expected: float):
     student, teacher = (SimpleNamespace(logits=scale * wide(logits)) for logits in (STUDENT, TEACHER))
-    term = LossTerm("logits", **settings)
+    term = loss_of("logits", **settings)
     assert term(student, teacher, None).item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -69,7 +70,7 @@ def test_an_end_is_a_classification_over_the_positions():
 
 def test_task_is_the_mean_of_both_ends():
     """Start on token 1: ln 4/3; end on token 0: ln 2; their mean, as in BERT. With a second window (1, 1): 4 values."""
-    task = LossTerm("task")
+    task = loss_of("task")
     assert task(SimpleNamespace(logits=wide(STUDENT)), None, torch.tensor([[1, 0]])).item() == pytest.approx(
         0.4904146265
     )
@@ -88,4 +89,4 @@ def test_task_equals_the_loss_of_transformers():
     ids = torch.randint(9, (3, 6))
     output = model(input_ids=ids, start_positions=labels[:, 0], end_positions=labels[:, 1])
     logits = torch.stack([output.start_logits, output.end_logits], 1)
-    assert torch.allclose(LossTerm("task")(SimpleNamespace(logits=logits), None, labels), output.loss)
+    assert torch.allclose(loss_of("task")(SimpleNamespace(logits=logits), None, labels), output.loss)

@@ -16,7 +16,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from lowbit.losses import LossTerm, oscillation_aware_regularization
+from lowbit.losses import oscillation_aware_regularization
 from lowbit.modeling import Instrument, prepare
 from lowbit.quantizers import (
     LearnedQuantizer,
@@ -29,6 +29,7 @@ from lowbit.quantizers import (
 from lowbit.recipes import Stage
 from lowbit.training.quantization import calibrate_student
 from lowbit.training.stage_runner import load_weights, save_tensors
+from tests.helpers.losses import loss_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -161,14 +162,14 @@ def test_the_shipped_regularizer_is_not_inert(stages_of: Stages):
     student, teacher = calibrated(stage), prepare(vit(1)).run(images())
     ratio = {}
     for aggregation in ("sum", "mean"):
-        term = LossTerm("obr", aggregation=aggregation, max_bits=stage.losses["obr"].max_bits)
+        term = loss_of("obr", aggregation=aggregation, max_bits=stage.losses["obr"].settings.max_bits)
         trace, sites = student.run(images()), list(weight_sites(student.model))
         weights = [student.model.blocks[i].mlp.fc1.weight for i in (0, 1)]
         task = torch.autograd.grad(stage.losses["logits"](trace, teacher, None), weights)
         obr = torch.autograd.grad(term(trace, None, None, None, sites), weights)
         ratio[aggregation] = max((0.01 * o.norm() / t.norm()).item() for o, t in zip(obr, task, strict=True))
-    assert stage.losses["obr"].aggregation == "sum"
-    assert stage.losses["obr"].weight_end == 0.01
+    assert stage.losses["obr"].settings.aggregation == "sum"
+    assert stage.losses["obr"].settings.weight_end == 0.01
     assert ratio["sum"] > 1e-2
     assert ratio["mean"] < 0.05 * ratio["sum"]
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit.losses import LossTerm, score_mse
+from lowbit.losses import score_mse
 from lowbit.modeling import Instrument, Intervention, Plan, Rule, Trace, prepare
 from lowbit.modeling.trace import FIELDS
 from lowbit.quantizers import QuantizerSpec
+from tests.helpers.losses import loss_of
 
 SITES = {"none": None, "TI-O": "attn_out", "TI-C": "context", "TI-M": "probs"}
 LOSSES = ("logits", "hidden", "scores", "attn_block")
@@ -28,7 +29,7 @@ def backward(zoo, rules: tuple, mode: str, losses: tuple[str, ...], **settings: 
     site = SITES[mode]
     plan = None if site is None else Plan(Intervention(frozenset({site}), **settings), teacher)
     trace = student.run(zoo.batch(), FIELDS, plan)
-    sum(LossTerm(kind)(trace, teacher, None) for kind in losses).backward()
+    sum(loss_of(kind)(trace, teacher, None) for kind in losses).backward()
     return student, reach(zoo, student, 1)
 
 
@@ -72,7 +73,7 @@ def test_only_the_score_loss_reaches_query_and_key_under_intervention(zoo, w2a8,
     found = {}
     for kind in LOSSES:
         student.model.zero_grad(set_to_none=True)
-        LossTerm(kind)(trace, teacher, None).backward(retain_graph=True)
+        loss_of(kind)(trace, teacher, None).backward(retain_graph=True)
         grads = reach(zoo, student, 1)
         found[kind] = [reached(zoo, grads[role]) for role in ("query", "key")]
     assert found == {kind: [mode == "none" or kind == "scores"] * 2 for kind in LOSSES}
@@ -153,7 +154,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(hf_zoo, w2a8, mode: str
         torch.manual_seed(4)
         plan = None if site is None else Plan(Intervention(frozenset({site})), teacher)
         trace = student.run(hf_zoo.batch(), FIELDS, plan)
-        sum(LossTerm(kind)(trace, teacher, None) for kind in LOSSES).backward()
+        sum(loss_of(kind)(trace, teacher, None) for kind in LOSSES).backward()
         found.append({name: p.grad for name, p in model.named_parameters()})
     assert calls == [False, True, True]  # the second run of the layer is the backward's
     for name, grad in found[0].items():

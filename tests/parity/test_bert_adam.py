@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lowbit.recipes import Optimizer, Scheduler
+from lowbit.settings.recipe import OptimizerConfig, SchedulerConfig
 from lowbit.training.optimizers import BertAdam, build_optimizer, parameter_groups
 from lowbit.training.schedules import build_schedule, linear
 
 STEPS, WARMUP, LR = 20, 0.1, 1e-2
-SETTINGS = Optimizer("bert_adam", LR, 0.01, (0.9, 0.999), 1e-6, 1.0, "parameter")
+SETTINGS = OptimizerConfig("bert_adam", LR, eps=1e-6)
 
 
 def schedule(step: float) -> float:
@@ -49,7 +49,7 @@ def test_equals_the_published_rule_with_a_frozen_parameter() -> None:
     net = model()
     expected = {name: p.detach().clone() for name, p in net.named_parameters()}
     states: dict[str, dict[str, object]] = {name: {} for name in expected}
-    optimizer, scheduler = build_optimizer(net, SETTINGS, build_schedule(Scheduler("linear", WARMUP), STEPS))
+    optimizer, scheduler = build_optimizer(net, SETTINGS, build_schedule(SchedulerConfig("linear", WARMUP), STEPS))
     assert scheduler is None
     for step in range(STEPS):
         random_grads(net, step)
@@ -113,9 +113,9 @@ def test_state_survives_saving() -> None:
     ],
 )
 def test_schedules(kind: str, at: dict[int, float]) -> None:
-    factor = build_schedule(Scheduler(kind, WARMUP), STEPS)
+    factor = build_schedule(SchedulerConfig(kind, WARMUP), STEPS)
     assert {step: factor(step) for step in at} == pytest.approx(at)
 
 
 def test_no_warmup_starts_at_the_peak() -> None:
-    assert build_schedule(Scheduler("linear", 0.0), STEPS)(0) == 1
+    assert build_schedule(SchedulerConfig("linear", 0.0), STEPS)(0) == 1

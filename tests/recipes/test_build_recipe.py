@@ -4,10 +4,10 @@ import pytest
 
 from lowbit.config.budget import stage_steps
 from lowbit.config.compose import compose, to_config
-from lowbit.losses import LossTerm
 from lowbit.recipes import Recipe, build_recipe, build_teacher_stage
 from lowbit.settings.losses import LossConfig, LossKind, Ramp
 from lowbit.settings.recipe import BudgetConfig, StageConfig
+from tests.helpers.losses import loss_of
 
 
 def recipe(*overrides: str, steps_per_epoch: int = 10) -> Recipe:
@@ -77,22 +77,22 @@ def test_slots_of_teacher_intervention():
     assert first.rules == second.rules
     assert len(first.rules) == 4
     assert first.losses == {
-        "logits": LossTerm("logits", reduction="sum"),
-        "hidden": LossTerm("hidden"),
-        "scores": LossTerm("scores"),
-        "attn_block": LossTerm("attn_block"),
+        "logits": loss_of("logits", reduction="sum"),
+        "hidden": loss_of("hidden"),
+        "scores": loss_of("scores"),
+        "attn_block": loss_of("attn_block"),
     }
     assert first.fields == {"embeddings", "hidden", "scores", "attn_block"}
 
 
 def test_slots_of_ternarybert_and_of_finetuning():
     (qat,) = recipe("method=ternarybert").stages
-    assert qat.losses["logits"].reduction == "mean"
+    assert qat.losses["logits"].settings.reduction == "mean"
     assert qat.intervention_at(0, seed=0) is None
     assert set(qat.losses) == {"logits", "hidden", "scores"}
     (plain,) = recipe("method=finetune").stages
     assert (plain.student, plain.teacher, plain.rules) == ("fresh", False, ())
-    assert plain.losses == {"task": LossTerm("task")}
+    assert plain.losses == {"task": loss_of("task")}
 
 
 def test_a_stage_changes_only_what_it_names():
@@ -114,7 +114,7 @@ def test_a_stage_changes_only_what_it_names():
     assert (first.optimizer.lr, second.optimizer.lr) == (0.01, 0.002)
     assert (first.optimizer.weight_decay, second.optimizer.weight_decay) == (0.5, 0.5)
     assert (first.scheduler.warmup, second.scheduler.warmup) == (0.1, 0.0)
-    assert second.losses == {"labels": LossTerm("task", weight=0.5, weight_end=0.0, ramp="linear")}
+    assert second.losses == {"labels": loss_of("task", weight=0.5, weight_end=0.0, ramp=Ramp.linear)}
     assert "labels" not in first.losses
 
 
@@ -127,4 +127,4 @@ def test_the_teacher_stage_is_full_precision_on_labels():
     config = to_config(compose(["teacher.budget.epochs=4"]))
     stage = build_teacher_stage(config.teacher, steps_per_epoch=12)
     assert (stage.steps, stage.rules, stage.teacher, stage.student) == (48, (), False, "fresh")
-    assert stage.losses == {"task": LossTerm("task")}
+    assert stage.losses == {"task": loss_of("task")}

@@ -7,7 +7,8 @@ import pytest
 
 from lowbit.config.compose import compose, to_config
 from lowbit.modeling import Intervention
-from lowbit.recipes import InterventionSchedule, Mixing, Phase, Stage, build_recipe
+from lowbit.recipes import InterventionSchedule, Stage, build_recipe
+from lowbit.settings.losses import InterventionConfig, MixConfig, PhaseConfig, PhaseOrder, Ramp, Site
 
 
 def intervened_stage(method: str, *overrides: str) -> Stage:
@@ -71,7 +72,9 @@ def test_mix_layers_and_stop_gradient_reach_the_intervention():
 
 def test_a_phase_of_no_steps_is_skipped():
     o, m = Intervention(frozenset({"attn_out"})), Intervention(frozenset({"probs"}))
-    schedule = InterventionSchedule((Phase(1, o), Phase(9, m)))
+    schedule = InterventionSchedule(
+        InterventionConfig([PhaseConfig(sites=["attn_out"]), PhaseConfig(sites=["probs"], share=9)])
+    )
     assert [schedule.at(step, 3, seed=0) for step in range(3)] == [o, m, m]
     assert schedule.at(3, 3, seed=0) == m  # past the end: the last phase
     assert schedule.sites == {"attn_out", "probs"}
@@ -112,19 +115,20 @@ def test_each_site_may_have_a_mix_of_its_own():
 
 
 def test_random_phases_move_their_mix_over_the_whole_stage():
-    o, m = Intervention(frozenset({"attn_out"})), Intervention(frozenset({"probs"}))
-    fade = Mixing(1.0, 0.0, "linear")
-    schedule = InterventionSchedule((Phase(1, o, {"attn_out": fade}), Phase(1, m, {"probs": fade})), random=True)
+    phases = [
+        PhaseConfig(mix_end=0.0, ramp=Ramp.linear, sites=[Site.attn_out]),
+        PhaseConfig(sites=[Site.probs], site_mix={Site.probs: MixConfig(1.0, 0.0, Ramp.linear)}),
+    ]
+    schedule = InterventionSchedule(InterventionConfig(phases, PhaseOrder.random))
     drawn = [schedule.at(step, 11, seed=0) for step in range(11)]
     assert {site(intervention) for intervention in drawn} == {"attn_out", "probs"}
     values = [intervention.mix_of(site(intervention)) for intervention in drawn]
     assert values == pytest.approx([1 - step / 10 for step in range(11)])
 
 
-@pytest.mark.parametrize(("end", "ramp"), [(None, "linear"), (0.0, "constant"), (0.0, "step")])
-def test_a_ramp_and_its_end_go_together(end: float | None, ramp: str):
-    with pytest.raises(ValueError, match="ramp"):
-        Mixing(1.0, end, ramp)
+@pytest.mark.parametrize(("end", "ramp"), [(None, Ramp.linear), (0.0, Ramp.constant)])
+def test_a_ramp_and_its_end_go_together(end: float | None, ramp: Ramp):
+    assert MixConfig(1.0, end, ramp).problems() == ["`ramp: linear` or `cosine` and `mix_end` go together"]
 
 
 @pytest.mark.parametrize(

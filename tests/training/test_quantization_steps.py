@@ -8,12 +8,13 @@ from torch import nn
 
 from lowbit.modeling import Rule
 from lowbit.quantizers import Cage, Dampening, QuantizerSpec, QuantLinear
-from lowbit.recipes import Optimizer, Scheduler, Stage
+from lowbit.recipes import Stage
+from lowbit.settings.recipe import OptimizerConfig, SchedulerConfig
 from lowbit.training.optimizers import build_optimizer, parameter_groups
 from lowbit.training.quantization import QuantizationSteps
 
 LSQ = QuantizerSpec("lsq", bits=3)
-ADAMW = Optimizer("adamw", 0.1, 0.0, (0.9, 0.999), 1e-8, 1.0, "parameter")
+ADAMW = OptimizerConfig("adamw", 0.1, weight_decay=0.0)
 
 
 def model() -> nn.Module:
@@ -24,7 +25,7 @@ def model() -> nn.Module:
 def stage(correction: object) -> Stage:
     rules = (Rule(("query",), weight=LSQ),)
     return Stage(
-        "qat", 10, 0, "teacher", True, rules, {}, None, ADAMW, Scheduler("constant", 0.0), correction=correction
+        "qat", 10, 0, "teacher", True, rules, {}, None, ADAMW, SchedulerConfig("constant", 0.0), correction=correction
     )  # type: ignore[arg-type]
 
 
@@ -45,7 +46,7 @@ def test_a_step_moves_scales_at_their_own_rate(kind: str):
     for scale_lr in (None, 1e-4):
         network = model()
         before = network[0].weight_quantizer.step_size.detach().clone()
-        settings = Optimizer(kind, 1e-2, 0.0, (0.9, 0.999), 1e-8, None, "parameter", scale_lr)
+        settings = OptimizerConfig(kind, 1e-2, weight_decay=0.0, max_grad_norm=None, scale_lr=scale_lr)
         optimizer, _ = build_optimizer(network, settings, lambda _: 1.0, fused=False)
         network(torch.randn(8, 6)).square().sum().backward()
         optimizer.step()
@@ -61,7 +62,9 @@ def test_the_gradient_factor_of_scales_cancels_under_adam_and_counts_under_sgd(k
         network = model()
         step_size = network[0].weight_quantizer.step_size
         before = step_size.detach().clone()
-        settings = Optimizer(kind, 1e-2, 0.0, (0.9, 0.999), 1e-12, None, "parameter", 1e-3, update)
+        settings = OptimizerConfig(
+            kind, 1e-2, weight_decay=0.0, eps=1e-12, max_grad_norm=None, scale_lr=1e-3, scale_update=update
+        )
         optimizer, _ = build_optimizer(network, settings, lambda _: 0.5, fused=False)
         network(torch.ones(8, 6)).square().sum().backward()
         step_size.grad.mul_(factor)
@@ -81,7 +84,7 @@ def test_gradients_of_plain_groups_are_zeroed_by_the_closure_too(kind: str):
     """Lightning zeroes gradients inside the closure; a group that it did not find there would add them up."""
     network = model()
     step_size = network[0].weight_quantizer.step_size
-    settings = Optimizer(kind, 1e-2, 0.0, (0.9, 0.999), 1e-8, None, "parameter", 1e-3, "sgd")
+    settings = OptimizerConfig(kind, 1e-2, weight_decay=0.0, max_grad_norm=None, scale_lr=1e-3, scale_update="sgd")
     optimizer, _ = build_optimizer(network, settings, lambda _: 1.0, fused=False)
 
     def closure() -> torch.Tensor:

@@ -17,7 +17,6 @@ from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.idle import idle_notes
 from lowbit.config.problems import ConfigError
-from lowbit.config.teacher import needs_teacher
 from lowbit.config.validate import load, planned_steps
 from lowbit.execution.process import lead_children
 from lowbit.settings.model import TeacherSource
@@ -95,7 +94,7 @@ def _width(spec: FakeQuantConfig) -> str:
 
 def _teacher(cfg: DictConfig, config: Config) -> str:
     teacher = config.teacher
-    if not needs_teacher(config):
+    if not config.method.needs_teacher:
         return "none"
     if teacher.source is not TeacherSource.finetune:
         return f"{teacher.path or 'the weights of the model'}, as given by teacher={teacher.source.name}"

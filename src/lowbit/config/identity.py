@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import fields, is_dataclass
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,7 +15,8 @@ from lowbit.config.glue_files import fingerprint
 from lowbit.config.image_files import IMAGE_FILES, image_fingerprint
 from lowbit.config.squad_files import squad_fingerprint
 from lowbit.config.xglue_files import xglue_fingerprint
-from lowbit.settings.data import DataConfig, DataKind, ImageConfig
+from lowbit.settings.data import DataConfig, DataKind
+from lowbit.settings.recipe import StageConfig
 from lowbit.settings.run import Config
 from lowbit.soft_labels.files import store_digest
 
@@ -46,9 +48,6 @@ _FILES = {
     DataKind.xglue: xglue_fingerprint,
     **dict.fromkeys(IMAGE_FILES, image_fingerprint),
 }
-# Settings that came later do not count where they are unset, so that runs from before keep their ids; those of data:
-_LATER_SETTINGS = ("xglue_task", "language", "languages")
-_PLAIN_IMAGES = OmegaConf.to_container(OmegaConf.structured(ImageConfig), enum_to_str=True)
 _RECORDS = ("teacher.json", "stage.json")  # what training them took: no part of the model
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model")  # the last of SentencePiece
 
@@ -116,18 +115,45 @@ def _content(cfg: Composed, left_out: tuple[str, ...]) -> dict[str, Any]:
         _drop(content, path)
     for part in _models(content):
         part["path"] = _fingerprint(part["path"])
-        if part["revision"] is None:
-            del part["revision"]
-    if content["teacher"]["model"] is None:
-        del content["teacher"]["model"]
     if content["data"]["kind"] in (kind.name for kind in _FILES):
         content["data"].update(dir=_files(content["data"]), train_file=None)
-    for key in _LATER_SETTINGS:
-        if content["data"][key] is None:
-            del content["data"][key]
-    if content["data"]["image"] == _PLAIN_IMAGES:
-        del content["data"]["image"]
+    _drop_later(content, Config)
     return content
+
+
+def _drop_later(content: dict[str, Any], group: type) -> None:
+    """Leave out `later` settings at their defaults, so that runs from before them keep their ids."""
+    defaults, groups = _declared(group)
+    for name, default in defaults.items():
+        if name in content and content[name] == default:
+            del content[name]
+    for name, inner in groups.items():
+        value = content.get(name)
+        several = value.values() if isinstance(value, dict) and inner.many else value if inner.many else [value]
+        for item in several or ():
+            if isinstance(item, dict):
+                _drop_later(item, inner.group)
+
+
+class _Inner(NamedTuple):
+    group: type
+    many: bool
+
+
+@cache
+def _declared(group: type) -> tuple[dict[str, Any], dict[str, _Inner]]:
+    """Return the `later` settings of a group with their defaults, and the groups inside it."""
+    plain = OmegaConf.to_container(OmegaConf.structured(group), enum_to_str=True)
+    assert isinstance(plain, dict)
+    groups = {}
+    for name, hint in get_type_hints(group).items():
+        parts = [hint, *get_args(hint)]
+        many = any(get_origin(part) is list or get_origin(part) is dict for part in parts)
+        inner = [part for outer in parts for part in (outer, *get_args(outer)) if isinstance(part, type)]
+        inner = [part for part in inner if is_dataclass(part)]
+        if inner:
+            groups[name] = _Inner(inner[0], many)
+    return {f.name: plain[f.name] for f in fields(group) if f.metadata.get("later")}, groups
 
 
 def _models(content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -137,8 +163,7 @@ def _models(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _needs_teacher(stage: dict[str, Any]) -> bool:
-    """Say of a stage what `Recipe.needs_teacher` says of the whole recipe."""
-    return stage["student"] in ("teacher", "narrow") or (stage["teacher"] and stage["supervisor"] == "teacher")
+    return StageConfig(**{key: stage[key] for key in ("student", "teacher", "supervisor")}).needs_teacher
 
 
 def _drop(content: dict[str, Any], path: str) -> None:

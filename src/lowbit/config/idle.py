@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 from lowbit.config.kinds import FACTS
 from lowbit.config.quantization import rule_lists
-from lowbit.config.teacher import needs_teacher
 from lowbit.settings.data import TEXT
 from lowbit.settings.fields import settings_of
 from lowbit.settings.model import TeacherSource
@@ -43,7 +42,7 @@ def idle_notes(config: Config, overrides: list[str]) -> Iterator[str]:
     yield from _idle(config, given, harmless=True)
     for key, text in given.items():
         group = key.partition(".")[0]
-        if group == "teacher" and not needs_teacher(config):
+        if group == "teacher" and not config.method.needs_teacher:
             yield f"{text}: has no effect, since {method} needs no teacher"
         elif key.startswith(_TRAINING) and config.teacher.source is not TeacherSource.finetune:
             yield f"{text}: has no effect, since teacher.source={config.teacher.source.name} trains no teacher"

@@ -10,15 +10,12 @@ from lowbit.config.budget import total_steps
 from lowbit.config.depth import LOADED
 from lowbit.config.model_files import WEIGHT_FILES, WEIGHTS, folder_problems, source_problems
 from lowbit.settings.data import DataConfig
-from lowbit.settings.losses import LossKind
+from lowbit.settings.losses import LossConfig, LossKind
 from lowbit.settings.model import ModelConfig, ModelKind, TeacherSource
-from lowbit.settings.recipe import StudentInit
+from lowbit.settings.recipe import FROM_TEACHER
 from lowbit.settings.run import Config
 
-# Losses that look at logits only, or at no teacher at all: two architectures need not agree on anything else.
-_ANY_ARCHITECTURE = (LossKind.logits, LossKind.task, LossKind.soft_labels, LossKind.obr)
 _TIMM = (ModelKind.timm, ModelKind.timm_vit)
-_FROM_TEACHER = (StudentInit.teacher, StudentInit.narrow)
 
 
 def teacher_model(config: Config) -> ModelConfig:
@@ -34,17 +31,9 @@ def teacher_model(config: Config) -> ModelConfig:
     return replace(model, package=None, path=teacher.path, revision=teacher.revision)
 
 
-def needs_teacher(config: Config) -> bool:
-    """Whether a stage begins as the teacher or learns from it; else the teacher counts nowhere, nor in a run's id."""
-    return any(
-        stage.student in _FROM_TEACHER or (stage.teacher and stage.supervisor == "teacher")
-        for stage in config.method.stages.values()
-    )
-
-
 def trains_teacher(config: Config) -> bool:
     """Whether the run has its teacher trained, unless one before it has."""
-    return needs_teacher(config) and config.teacher.source is TeacherSource.finetune
+    return config.method.needs_teacher and config.teacher.source is TeacherSource.finetune
 
 
 def teacher_data(config: Config) -> DataConfig:
@@ -60,7 +49,7 @@ def teacher_problems(config: Config) -> Iterator[str]:
     name = config.teacher.model.name
     for stage_name, stage in config.method.stages.items():
         where = f"method.stages.{stage_name}"
-        if stage.student in _FROM_TEACHER:
+        if stage.student in FROM_TEACHER:
             yield (
                 f"{where}.student={stage.student.name}: the teacher is a {name}, the student a {config.model.name}; "
                 f"set {where}.student=fresh, or teacher.model=null"
@@ -69,11 +58,12 @@ def teacher_problems(config: Config) -> Iterator[str]:
             continue
         if stage.intervention is not None:
             yield f"{where}.intervention: needs a teacher of the student's architecture; set teacher.model=null"
-        for key, loss in (stage.losses or config.method.losses).items():
-            if loss.is_on and loss.kind not in _ANY_ARCHITECTURE:
+        for key, loss in config.method.losses_of(stage).items():
+            if loss.needs_same_layers:
+                allowed = [kind for kind in LossKind if not LossConfig(kind).needs_same_layers]
                 yield (
-                    f"{where}, loss {key}: kind {loss.kind.name} needs a teacher of the student's architecture; with "
-                    f"teacher.model={name} allowed are {', '.join(kind.name for kind in _ANY_ARCHITECTURE)}"
+                    f"{where}, loss {key}: kind {loss.kind} needs a teacher of the student's architecture; with "
+                    f"teacher.model={name} allowed are {', '.join(allowed)}"
                 )
 
 

@@ -25,7 +25,7 @@ from lowbit.config.teacher import teacher_problems
 from lowbit.config.xglue_files import xglue_problems, xglue_train_rows
 from lowbit.settings.data import TEXT, DataConfig, DataKind, DataSource, ImageConfig, SquadVersion, TokenizerKind
 from lowbit.settings.fields import field_problems
-from lowbit.settings.losses import LossKind, PhaseConfig, Ramp, Site
+from lowbit.settings.losses import Comparison, PhaseConfig, Site
 from lowbit.settings.model import ModelConfig, ModelKind
 from lowbit.settings.recipe import ScaleUpdate, StageConfig, StudentInit
 from lowbit.settings.run import Config
@@ -38,8 +38,6 @@ _PUBLISHED_TEXT = {
 }
 _TRAIN_ROWS = {DataKind.digits: 1297, DataKind.agreement: 20_000}
 _IMAGE_MODELS = (ModelKind.vit, ModelKind.timm_vit, ModelKind.timm)
-_OF_HEADS = (LossKind.scores, LossKind.maps, LossKind.maps_mse)
-_WITHOUT_TEACHER = (LossKind.task, LossKind.soft_labels, LossKind.obr)
 
 
 def load(overrides: list[str], *, labelling: bool = False) -> tuple[DictConfig, Config]:
@@ -225,15 +223,16 @@ def _method(config: Config) -> Iterator[str]:
     students = depth if config.method.layer_map is None else len(config.method.layer_map)
     for name, stage in config.method.stages.items():
         where = f"method.stages.{name}"
-        losses = {key: loss for key, loss in (stage.losses or config.method.losses).items() if loss.is_on}
+        losses = config.method.losses_of(stage)
         if not losses:
             yield f"{where}: no losses; give one a weight, for example method.losses.logits.weight=1"
         for key, loss in losses.items():
-            yield from _ramp(f"{where}, loss {key}", "weight_end", loss.ramp, loss.weight_end)
-            if not stage.teacher and loss.kind not in _WITHOUT_TEACHER:
-                yield f"{where}, loss {key}: kind {loss.kind.name} needs a teacher; set {where}.teacher=true"
-            if stage.student is StudentInit.narrow and stage.supervisor == "teacher" and loss.kind in _OF_HEADS:
-                yield f"{where}, loss {key}: kind {loss.kind.name} compares heads, of which a narrow student has fewer"
+            yield from (f"{where}, loss {key}: {problem}" for problem in loss.problems())
+            if not stage.teacher and loss.needs_teacher:
+                yield f"{where}, loss {key}: kind {loss.kind} needs a teacher; set {where}.teacher=true"
+            narrow = stage.student is StudentInit.narrow and stage.supervisor == "teacher"
+            if narrow and loss.compares is Comparison.heads:
+                yield f"{where}, loss {key}: kind {loss.kind} compares heads, of which a narrow student has fewer"
         if stage.intervention is not None:
             yield from _intervention(f"{where}.intervention", stage, students)
         yield from _scale_update(where, stage, config)
@@ -303,14 +302,9 @@ def _mixes(where: str, phase: PhaseConfig) -> Iterator[str]:
             yield f"{where}.site_mix.{site.name}: not among the phase's sites; allowed: {allowed}"
     own = {f"{where}.site_mix.{site.name}": mixing for site, mixing in phase.site_mix.items()}
     for key, mixing in {where: phase, **own}.items():
-        yield from _ramp(key, "mix_end", mixing.ramp, mixing.mix_end)
+        yield from (f"{key}: {problem}" for problem in mixing.problems())
         if mixing.mix == 0 and not mixing.mix_end and not (mixing is phase and phase.site_mix):
             yield f"{key}.mix=0: nothing would be replaced; set a mix, or a mix_end"
-
-
-def _ramp(where: str, key: str, ramp: Ramp, end: float | None) -> Iterator[str]:
-    if (ramp is Ramp.constant) != (end is None):
-        yield f"{where}: `ramp: linear` or `cosine` and `{key}` go together"
 
 
 def _budget(config: Config) -> Iterator[str]:

@@ -7,8 +7,8 @@ from enum import Enum
 from typing import Any, Literal, TypeVar
 
 from lowbit.config.budget import stage_steps
-from lowbit.losses import LossTerm
-from lowbit.modeling import Intervention, Rule
+from lowbit.losses import build_loss
+from lowbit.modeling import Rule
 from lowbit.quantizers import (
     EWGS,
     STE,
@@ -22,8 +22,8 @@ from lowbit.quantizers import (
     StableQAT,
     ValueClippedSTE,
 )
-from lowbit.recipes.stage import InterventionSchedule, Mixing, Optimizer, Oscillation, Phase, Recipe, Scheduler, Stage
-from lowbit.settings.losses import InterventionConfig, LossConfig, MixConfig, PhaseOrder
+from lowbit.recipes.stage import InterventionSchedule, Oscillation, Recipe, Stage
+from lowbit.settings.losses import LossConfig, LossKind
 from lowbit.settings.quantizer import (
     CorrectionConfig,
     CorrectionKind,
@@ -35,7 +35,7 @@ from lowbit.settings.quantizer import (
     QuantizerConfig,
     QuantizerKind,
 )
-from lowbit.settings.recipe import OptimizerConfig, SchedulerConfig, StageConfig, TeacherConfig
+from lowbit.settings.recipe import StageConfig, TeacherConfig
 from lowbit.settings.run import Config
 
 T = TypeVar("T")
@@ -50,21 +50,20 @@ def build_recipe(config: Config, steps_per_epoch: int) -> Recipe:
     steps = stage_steps(config.method.stages, config.budget, steps_per_epoch)
     stages: list[Stage] = []
     for name, stage in config.method.stages.items():
-        losses = stage.losses or config.method.losses
         stages.append(
             Stage(
                 name=name,
                 steps=steps[name],
                 first_step=sum(previous.steps for previous in stages),
-                student=stage.student.name,
+                student=stage.student,
                 teacher=stage.teacher,
                 rules=build_rules(config.quantizer, config.estimator, name) if stage.quantize else (),
                 supervisor=stage.supervisor,
                 width=config.method.width,
-                losses={key: build_term(term) for key, term in losses.items() if term.is_on},
-                intervention=None if stage.intervention is None else build_intervention(stage.intervention),
-                optimizer=build_optimizer_settings(merged(config.optimizer, stage.optimizer)),
-                scheduler=build_scheduler_settings(merged(config.scheduler, stage.scheduler)),
+                losses={key: build_loss(loss) for key, loss in config.method.losses_of(stage).items()},
+                intervention=None if stage.intervention is None else InterventionSchedule(stage.intervention),
+                optimizer=merged(config.optimizer, stage.optimizer),
+                scheduler=merged(config.scheduler, stage.scheduler),
                 correction=build_correction(config.correction) if stage.quantize else None,
                 oscillation=build_oscillation(config.oscillation) if stage.quantize else None,
                 calibration_batches=config.quantizer.calibration_batches,
@@ -86,10 +85,11 @@ def build_teacher_stage(config: TeacherConfig, steps_per_epoch: int) -> Stage:
         student="fresh",
         teacher=False,
         rules=(),
-        losses={"task": LossTerm("task")},
+        losses={"task": build_loss(LossConfig(LossKind.task))},
         intervention=None,
-        optimizer=replace(build_optimizer_settings(config.optimizer), key="teacher.optimizer"),
-        scheduler=build_scheduler_settings(config.scheduler),
+        optimizer=config.optimizer,
+        optimizer_key="teacher.optimizer",
+        scheduler=config.scheduler,
     )
 
 
@@ -111,64 +111,7 @@ def build_rules(config: QuantizerConfig, estimators: EstimatorsConfig, stage: st
     )
 
 
-def build_term(config: LossConfig) -> LossTerm:
-    """Translate one loss term."""
-    return LossTerm(
-        kind=config.kind.name,
-        weight=config.weight,
-        weight_end=config.weight_end,
-        ramp=config.ramp.name,
-        reduction=config.reduction.name,
-        mask=config.mask.name,
-        temperature=config.temperature,
-        start=config.start,
-        layers=config.layers.name,
-        aggregation=config.aggregation.name,
-        detach_step=config.detach_step,
-        max_bits=config.max_bits,
-        convolution_grad_scale=None if config.convolution_grad_scale is None else config.convolution_grad_scale.name,
-    )
-
-
-def build_intervention(config: InterventionConfig) -> InterventionSchedule:
-    """Translate the phases of an intervened stage."""
-    layers = None if config.layers is None else frozenset(config.layers)
-    phases = []
-    for phase in config.phases:
-        sites = frozenset(site.name for site in phase.sites)
-        moving = {} if phase.mix_end is None else dict.fromkeys(sites, build_mixing(phase))
-        own = {site.name: build_mixing(mixing) for site, mixing in phase.site_mix.items()}
-        intervention = Intervention(sites, layers, phase.mix, config.stop_gradient)
-        phases.append(Phase(phase.share, intervention, {**moving, **own}))
-    return InterventionSchedule(tuple(phases), random=config.order is PhaseOrder.random)
-
-
-def build_mixing(config: MixConfig) -> Mixing:
-    """Translate how far a site is replaced over a phase."""
-    return Mixing(config.mix, config.mix_end, config.ramp.name)
-
-
-def build_optimizer_settings(config: OptimizerConfig) -> Optimizer:
-    """Translate the optimizer's numbers."""
-    return Optimizer(
-        kind=config.kind.name,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        max_grad_norm=config.max_grad_norm,
-        step_counter=config.step_counter.name,
-        scale_lr=config.scale_lr,
-        scale_update=config.scale_update.name,
-    )
-
-
-def build_scheduler_settings(config: SchedulerConfig) -> Scheduler:
-    """Translate the learning-rate schedule."""
-    return Scheduler(config.kind.name, config.warmup)
-
-
-def merged(base: T, changes: object) -> T:
+def merged(base: T, changes: T) -> T:
     """Return `base` with the fields of `changes` that are not None."""
     return replace(base, **{k: v for k, v in vars(changes).items() if v is not None})  # type: ignore[type-var]
 

@@ -2,113 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from lowbit.losses import LossTerm
-from lowbit.losses.ramps import check_ramp, ramped
+from lowbit.losses import Loss
 from lowbit.modeling import Intervention, Rule
 from lowbit.quantizers import Correction, Freezing
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """Settings of one optimizer; see `lowbit.training.optimizers`. `key` is where a user finds them."""
-
-    kind: str
-    lr: float
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    max_grad_norm: float | None
-    step_counter: str
-    scale_lr: float | None = None
-    scale_update: str = "same"
-    key: str = "optimizer"
-
-
-@dataclass(frozen=True)
-class Scheduler:
-    """Settings of one learning-rate schedule; `warmup` is a fraction of the stage's steps."""
-
-    kind: str
-    warmup: float
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """The teacher's share at a site: `mix` at a phase's first step, `mix_end` at its last, and the path between.
-
-    Raises:
-        ValueError: an unknown ramp, or a ramp without `mix_end`.
-    """
-
-    mix: float = 1.0
-    mix_end: float | None = None
-    ramp: str = "constant"
-
-    def __post_init__(self) -> None:
-        check_ramp("intervention phase", "mix", self.ramp, self.mix_end)
-
-    def at(self, progress: float) -> float:
-        """Return the share at `progress`, 0 to 1, of the phase."""
-        return ramped(self.mix, self.mix_end, self.ramp, progress)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of an intervened stage.
-
-    Attributes:
-        share: of the stage's steps, in parts of the sum over all phases.
-        intervention: sites, layers and stop-gradients; its mixes are those of a phase without `mixing`.
-        mixing: how the mix moves at each site that has one.
-    """
-
-    share: int
-    intervention: Intervention
-    mixing: Mapping[str, Mixing] = field(default_factory=dict)
-
-    def at(self, progress: float) -> Intervention:
-        """Return the intervention at `progress`, 0 to 1, of the phase."""
-        moved = {site: mixing.at(progress) for site, mixing in self.mixing.items()}
-        return replace(self.intervention, site_mix={**self.intervention.site_mix, **moved})
+from lowbit.settings.losses import InterventionConfig, PhaseConfig, PhaseOrder
+from lowbit.settings.recipe import FROM_TEACHER, OptimizerConfig, SchedulerConfig
 
 
 @dataclass(frozen=True)
 class InterventionSchedule:
     """Phases of an intervention over the steps of a stage.
 
-    Attributes:
-        phases: in sequence, phase k ends at step `steps * (share_1 + .. + share_k) / total`, compared in integers; at
-            random, one phase is drawn each step with equal probability, and mixes move over the whole stage.
-        random: draw instead of following the sequence.
+    In sequence, phase k ends at step `steps * (share_1 + .. + share_k) / total`, compared in integers; at random, one
+    phase is drawn each step with equal probability, and mixes move over the whole stage.
     """
 
-    phases: tuple[Phase, ...]
-    random: bool = False
+    settings: InterventionConfig
 
     @property
     def sites(self) -> frozenset[str]:
         """Every site that some phase replaces."""
-        return frozenset(site for phase in self.phases for site in phase.intervention.sites)
+        return frozenset(str(site) for phase in self.settings.phases for site in phase.sites)
 
     def at(self, step: int, steps: int, seed: int) -> Intervention:
         """Return the intervention at step `step` (0-based) of `steps`; a draw is a pure function of seed and step."""
-        if self.random:
-            draw = np.random.default_rng([seed, step]).integers(len(self.phases))
-            return self.phases[int(draw)].at(_progress(step, 0, steps))
-        total = sum(phase.share for phase in self.phases)
+        phases = self.settings.phases
+        if self.settings.order == PhaseOrder.random:
+            draw = np.random.default_rng([seed, step]).integers(len(phases))
+            return self._in_phase(phases[int(draw)], _progress(step, 0, steps))
+        total = sum(phase.share for phase in phases)
         reached = first = 0
-        for phase in self.phases:
+        for phase in phases:
             reached += phase.share
             end = -(-steps * reached // total)  # the first step that is not in the phase
             if step < end:
-                return phase.at(_progress(step, first, end))
+                return self._in_phase(phase, _progress(step, first, end))
             first = end
-        return self.phases[-1].at(1.0)
+        return self._in_phase(phases[-1], 1.0)
+
+    def _in_phase(self, phase: PhaseConfig, progress: float) -> Intervention:
+        moving = {} if phase.mix_end is None else dict.fromkeys(phase.sites, phase.mix_at(progress))
+        own = {site: mix.mix_at(progress) for site, mix in phase.site_mix.items()}
+        return Intervention(
+            sites=frozenset(str(site) for site in phase.sites),
+            layers=None if self.settings.layers is None else frozenset(self.settings.layers),
+            mix=phase.mix,
+            stop_gradient=self.settings.stop_gradient,
+            site_mix={str(site): mix for site, mix in {**moving, **own}.items()},
+        )
 
 
 def _progress(step: int, first: int, end: int) -> float:
@@ -136,7 +81,7 @@ class Stage:
             teacher), `split` (the previous one, ternary weights split into binary ones).
         teacher: whether a teacher supervises.
         rules: quantization rules; empty for full precision.
-        losses: terms by name.
+        losses: terms of the sum, by name.
         intervention: schedule, or None.
         optimizer, scheduler: fresh in every stage.
         correction: pull of the latent weights towards their grid, or None.
@@ -147,6 +92,7 @@ class Stage:
         activation: the student's FFN activation, or None for the model's own.
         supervisor: `teacher`, or an earlier stage, whose student teaches as it was quantized.
         width: share of heads and FFN neurons that a `narrow` student keeps.
+        optimizer_key: where a user finds the optimizer's settings.
     """
 
     name: str
@@ -155,10 +101,10 @@ class Stage:
     student: str
     teacher: bool
     rules: tuple[Rule, ...]
-    losses: dict[str, LossTerm]
+    losses: dict[str, Loss]
     intervention: InterventionSchedule | None
-    optimizer: Optimizer
-    scheduler: Scheduler
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
     correction: Correction | None = None
     oscillation: Oscillation | None = None
     calibration_batches: int = 1
@@ -167,11 +113,12 @@ class Stage:
     activation: str | None = None
     supervisor: str = "teacher"
     width: float = 0.5
+    optimizer_key: str = "optimizer"
 
     @property
     def fields(self) -> frozenset[str]:
         """Trace fields that the losses read."""
-        return frozenset(name for term in self.losses.values() for name in term.fields)
+        return frozenset(name for loss in self.losses.values() for name in loss.fields)
 
     @property
     def supervisor_map(self) -> tuple[int, ...] | None:
@@ -194,8 +141,7 @@ class Recipe:
     def needs_teacher(self) -> bool:
         """Whether some stage is supervised by the teacher or starts from its weights."""
         return any(
-            stage.student in ("teacher", "narrow") or (stage.teacher and stage.supervisor == "teacher")
-            for stage in self.stages
+            stage.student in FROM_TEACHER or (stage.teacher and stage.supervisor == "teacher") for stage in self.stages
         )
 
     @property

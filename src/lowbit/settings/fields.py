@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
 import math
 import operator
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 LIMIT = 2**63  # torch takes no larger integers
 _LONGEST = 200  # bytes of a name; file systems allow 255 of each folder's
@@ -80,6 +84,35 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class ClassOr:
+    """One of the package's own words, or a class of the user's own as `module.Class`.
+
+    Attributes:
+        words: the package's own.
+        base: what a class of the user's own extends, for the message.
+        mark: attribute that every such class has.
+    """
+
+    words: tuple[str, ...]
+    base: str
+    mark: str
+
+    def problem(self, value: str) -> str | None:
+        """Return what the word or the class must be, None if it is."""
+        if value in self.words or value == "???":
+            return None
+        if "." not in value:
+            near = difflib.get_close_matches(value, self.words, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"allowed are {', '.join(self.words)}, or a class of your own as module.Class{hint}"
+        try:
+            found = import_class(value)
+        except ValueError as error:
+            return str(error)
+        return None if hasattr(found, self.mark) else f"is not a subclass of {self.base}"
+
+
+@dataclass(frozen=True)
 class Of:
     """The settings under which a setting counts: `key` of the same group is one of `values`.
 
@@ -134,8 +167,8 @@ class Setting:
     def idle(self) -> str | None:
         """Why nothing reads the value; None if something does, as far as its own group says."""
         of: Of | None = self.declared.metadata.get("of")
-        if of is None or (now := getattr(self.group, of.key)) in of.values:
-            return None
+        if of is None or (now := getattr(self.group, of.key)) in of.values or "." in str(now):
+            return None  # a class of the user's own may read every setting
         parent = self.key.rpartition(".")[0]
         return f"{_shown(self.key, self.value)}: has no effect under {parent}.{of.key}={word(now)}, only under {of}"
 
@@ -160,11 +193,46 @@ def path_name(default: Any) -> Any:
 
 
 def setting(default: Any = None, **facts: Any) -> Any:
-    """Declare a setting and facts of it: `allowed` of its value, `keys` of a mapping's keys, `of`, `refers`."""
+    """Declare a setting and facts of it: `allowed` of its value, `keys` of a mapping's keys, `of`, `refers`, `later`.
+
+    A `later` setting has come after the first release: at its default it is no part of a run's identity.
+    """
     facts = {key: fact for key, fact in facts.items() if fact is not None}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=facts)
     return dataclasses.field(default=default, metadata=facts)
+
+
+def changes_of(group: type) -> type:
+    """Return a settings class of the same settings, where null keeps the value of `group`."""
+    hints = get_type_hints(group)
+    optional = [
+        (declared.name, hints[declared.name] | None, setting(allowed=declared.metadata.get("allowed")))
+        for declared in dataclasses.fields(group)
+    ]
+    name, inside = group.__name__.replace("Config", "Changes"), {"__module__": group.__module__}
+    return dataclasses.make_dataclass(name, optional, namespace=inside)
+
+
+def import_class(path: str) -> Any:
+    """Import `module.Class`; modules beside the user's conf/ are found.
+
+    Raises:
+        ValueError: there is no such module or class, or importing it fails.
+    """
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except AttributeError:
+        raise ValueError(f"the module {module} has no {name}") from None
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            raise ValueError(f"no module {module}; put {module.partition('.')[0]}.py beside conf/") from None
+        raise ValueError(f"importing {module} failed: {error}") from error
+    except Exception as error:
+        raise ValueError(f"importing {module} failed: {type(error).__name__}: {error}") from error
 
 
 def settings_of(group: Any, prefix: str = "") -> Iterator[Setting]:

@@ -1,11 +1,13 @@
 """Settings of loss terms and interventions: what a stage compares, and what it replaces."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
+from typing import Any
 
 from omegaconf import MISSING
 
-from lowbit.settings.fields import Of, number, setting
+from lowbit.settings.fields import ClassOr, Of, import_class, number, setting
 from lowbit.settings.quantizer import GradScale
 
 
@@ -22,6 +24,30 @@ class LossKind(StrEnum):
     task = auto()
     soft_labels = auto()
     obr = auto()
+
+
+class Comparison(StrEnum):
+    """What a loss compares, from which follows what it needs of the teacher."""
+
+    labels = auto()  # no teacher
+    weights = auto()  # no teacher, but quantized weights
+    logits = auto()  # any teacher
+    layers = auto()  # a teacher of the student's architecture
+    heads = auto()  # the same, with as many heads
+
+
+_COMPARISONS = {
+    LossKind.logits: Comparison.logits,
+    LossKind.hidden: Comparison.layers,
+    LossKind.scores: Comparison.heads,
+    LossKind.maps: Comparison.heads,
+    LossKind.maps_mse: Comparison.heads,
+    LossKind.attn_block: Comparison.layers,
+    LossKind.attn_out: Comparison.layers,
+    LossKind.task: Comparison.labels,
+    LossKind.soft_labels: Comparison.labels,
+    LossKind.obr: Comparison.weights,
+}
 
 
 class LayerReduction(StrEnum):
@@ -87,9 +113,13 @@ _OBR = Of("kind", (LossKind.obr,))
 
 @dataclass
 class LossConfig:
-    """One loss term; `weight` may move to `weight_end` over the stage."""
+    """One loss term; `weight` may move to `weight_end` over the stage, from the share `start` of its steps on.
 
-    kind: LossKind = MISSING
+    `kind` is one of `LossKind`, or a subclass of `lowbit.losses.Loss` of your own as `module.Class`, which finds its
+    settings in `options`.
+    """
+
+    kind: str = setting(MISSING, allowed=ClassOr(tuple(LossKind), "lowbit.losses.Loss", "compares"))
     weight: float = number(1.0, at_least=0)
     weight_end: float | None = number(at_least=0)
     ramp: Ramp = Ramp.constant
@@ -102,11 +132,40 @@ class LossConfig:
     detach_step: bool = setting(True, of=_OBR)
     max_bits: float | None = number(above=0, of=_OBR)
     convolution_grad_scale: GradScale | None = setting(of=_OBR)
+    options: dict[str, Any] = setting({}, later=True)
+
+    @property
+    def compares(self) -> Comparison:
+        """What the loss compares; one of your own is imported for that."""
+        if self.kind in _COMPARISONS:
+            return _COMPARISONS[LossKind(self.kind)]
+        compared: Comparison = import_class(self.kind).compares
+        return compared
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss reads the trace of a teacher."""
+        return self.compares not in (Comparison.labels, Comparison.weights)
+
+    @property
+    def needs_same_layers(self) -> bool:
+        """Whether the teacher must have the student's architecture."""
+        return self.compares in (Comparison.layers, Comparison.heads)
 
     @property
     def is_on(self) -> bool:
         """Whether the term ever counts; one that is off costs nothing."""
         return self.weight != 0 or self.weight_end is not None
+
+    def weight_at(self, step: int, steps: int) -> float:
+        """Return the weight at step `step` (0-based) of a stage of `steps` steps."""
+        first = self.start * steps
+        progress = min(max(step - first, 0.0) / max(steps - 1 - first, 1), 1.0)
+        return _ramped(self.weight, self.weight_end, self.ramp, progress)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings together."""
+        return _ramp_problems("weight_end", self.ramp, self.weight_end)
 
 
 @dataclass
@@ -116,6 +175,14 @@ class MixConfig:
     mix: float = number(1.0, at_least=0, at_most=1)
     mix_end: float | None = number(at_least=0, at_most=1)
     ramp: Ramp = Ramp.constant
+
+    def mix_at(self, progress: float) -> float:
+        """Return the share at `progress`, 0 to 1, of the phase."""
+        return _ramped(self.mix, self.mix_end, self.ramp, progress)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings together."""
+        return _ramp_problems("mix_end", self.ramp, self.mix_end)
 
 
 @dataclass
@@ -138,3 +205,18 @@ class InterventionConfig:
     order: PhaseOrder = PhaseOrder.sequential
     layers: list[int] | None = number(at_least=0)
     stop_gradient: bool = True
+
+
+def _ramped(start: float, end: float | None, ramp: Ramp, progress: float) -> float:
+    """Return the value between `start` and `end` at `progress`, 0 to 1; without an end it stays at `start`."""
+    if end is None:
+        return start
+    if ramp == Ramp.cosine:
+        progress = (1 - math.cos(math.pi * progress)) / 2
+    return start + (end - start) * progress
+
+
+def _ramp_problems(key: str, ramp: Ramp, end: float | None) -> list[str]:
+    if (ramp == Ramp.constant) == (end is None):
+        return []
+    return [f"`ramp: linear` or `cosine` and `{key}` go together"]

@@ -58,7 +58,7 @@ class ModelConfig:
     max_positions: int = number(64, above=0, of=Of("kind", (ModelKind.bert,)))
     patch_size: int = number(2, above=0, of=_PATCHED)
     path: str | None = setting(of=_HF)
-    revision: str | None = None
+    revision: str | None = setting(later=True)
     package: str | None = setting(of=_HF)
     timm_name: str | None = setting(of=_TIMM)
     pretrained: bool = setting(False, of=_TIMM)

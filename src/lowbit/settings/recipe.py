@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
+from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from lowbit.settings.fields import LIMIT, Name, Of, number, path_name, setting
+from lowbit.settings.fields import LIMIT, Name, Of, changes_of, number, path_name, setting
 from lowbit.settings.losses import InterventionConfig, LossConfig
 from lowbit.settings.model import Activation, ModelConfig, TeacherSource
 
@@ -53,8 +54,8 @@ class StudentInit(StrEnum):
     split = auto()  # type: ignore[assignment]  # hides str.split, which nothing calls on it
 
 
+FROM_TEACHER = (StudentInit.teacher, StudentInit.narrow)
 _NO_CLIPPING = "null switches clipping off"
-_OF_STEPS = "a share of the stage's steps"
 
 
 @dataclass
@@ -76,37 +77,25 @@ class OptimizerConfig:
     scale_lr: float | None = number(above=0)
     scale_update: ScaleUpdate = ScaleUpdate.same
 
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Decay of the first and of the second moment."""
+        return self.beta1, self.beta2
+
 
 @dataclass
 class SchedulerConfig:
     """Learning-rate multiplier over the steps of one stage."""
 
     kind: SchedulerKind = SchedulerKind.linear
-    warmup: float = number(0.1, at_least=0, below=1, note=_OF_STEPS)
+    warmup: float = number(0.1, at_least=0, below=1, note="a share of the stage's steps")
 
 
-@dataclass
-class OptimizerChanges:
-    """What one stage changes of `optimizer`; null keeps the run's value."""
-
-    kind: OptimizerKind | None = None
-    lr: float | None = number(above=0)
-    weight_decay: float | None = number(at_least=0)
-    beta1: float | None = number(at_least=0, below=1)
-    beta2: float | None = number(at_least=0, below=1)
-    eps: float | None = number(above=0)
-    max_grad_norm: float | None = number(above=0)
-    step_counter: StepCounter | None = None
-    scale_lr: float | None = number(above=0)
-    scale_update: ScaleUpdate | None = None
-
-
-@dataclass
-class SchedulerChanges:
-    """What one stage changes of `scheduler`; null keeps the run's value."""
-
-    kind: SchedulerKind | None = None
-    warmup: float | None = number(at_least=0, below=1, note=_OF_STEPS)
+if TYPE_CHECKING:  # each setting may also be null
+    OptimizerChanges = OptimizerConfig
+    SchedulerChanges = SchedulerConfig
+else:  # what one stage changes of `optimizer` and `scheduler`
+    OptimizerChanges, SchedulerChanges = changes_of(OptimizerConfig), changes_of(SchedulerConfig)
 
 
 @dataclass
@@ -128,8 +117,8 @@ class TeacherConfig:
 
     source: TeacherSource = TeacherSource.finetune
     path: str | None = None
-    revision: str | None = None
-    model: ModelConfig | None = None
+    revision: str | None = setting(later=True)
+    model: ModelConfig | None = setting(later=True)
     min_score: float | None = number(at_least=-1, at_most=1, note="scores are shares: 0.96, not 96")
     seed: int = number(1, at_least=0, below=LIMIT)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -156,6 +145,11 @@ class StageConfig:
     optimizer: OptimizerChanges = field(default_factory=OptimizerChanges)
     scheduler: SchedulerChanges = field(default_factory=SchedulerChanges)
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the stage begins as the teacher or learns from it."""
+        return self.student in FROM_TEACHER or (self.teacher and self.supervisor == "teacher")
+
 
 @dataclass
 class MethodConfig:
@@ -174,3 +168,12 @@ class MethodConfig:
     embedding_target: int | None = number(at_least=0)
     student_activation: Activation | None = None
     width: float = number(0.5, above=0, at_most=1)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether some stage needs the teacher; else the teacher counts nowhere, nor in a run's id."""
+        return any(stage.needs_teacher for stage in self.stages.values())
+
+    def losses_of(self, stage: StageConfig) -> dict[str, LossConfig]:
+        """Return the losses of a stage that count: its own, or else those of the method."""
+        return {key: loss for key, loss in (stage.losses or self.losses).items() if loss.is_on}

@@ -165,8 +165,8 @@ def soft_label_problems(config: Config) -> Iterator[str]:
     losses = [
         f"method.stages.{stage_name}.losses.{key}" if stage.losses else f"method.losses.{key}"
         for stage_name, stage in config.method.stages.items()
-        for key, loss in (stage.losses or config.method.losses).items()
-        if loss.kind is LossKind.soft_labels and loss.is_on
+        for key, loss in config.method.losses_of(stage).items()
+        if loss.kind == LossKind.soft_labels
     ]
     if folder is None:
         if losses:

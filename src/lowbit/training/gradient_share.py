@@ -4,42 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.optim import Optimizer
 
-from lowbit.quantizers import WeightSite
+from lowbit.losses import WeightLoss
+from lowbit.training.modules import FinetuneModule
 
 
-class RegularizerShare:
-    """Ratio of two gradient norms over the latent weights: the regularizer's, and that of everything else.
-
-    Measured on unclipped gradients. Source: oscillation-aware bin regularization, specification 1.3 (the published
-    code's OBR has a gradient four orders smaller than the task's, so whether it acts must be seen).
+class RegularizerShare(Callback):
+    """Log `train/obr_gradient_ratio` at logged steps, see `gradient_ratio`.
 
     Args:
-        sites: the quantized weights.
+        regularizer: the loss of the weights.
     """
 
-    def __init__(self, sites: Sequence[WeightSite]) -> None:
-        self._latents = list(dict.fromkeys(site.parameter for site in sites))
-        self._own: list[Tensor | None] | None = None
+    def __init__(self, regularizer: WeightLoss) -> None:
+        self._regularizer = regularizer
 
-    def measure(self, weighted: Tensor) -> None:
-        """Take the gradient of the weighted regularizer, before the backward pass of the whole loss."""
-        self._own = list(torch.autograd.grad(weighted, self._latents, retain_graph=True, allow_unused=True))
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Log the ratio of the coming update."""
+        assert isinstance(pl_module, FinetuneModule)
+        if pl_module.is_logged_step:
+            sites = pl_module.quantization.sites
+            weight = self._regularizer.settings.weight_at(pl_module.global_step, pl_module.stage.steps)
+            with torch.enable_grad():
+                weighted = weight * self._regularizer.regularize(sites)
+            pl_module.log("train/obr_gradient_ratio", gradient_ratio(weighted, [site.parameter for site in sites]))
 
-    def ratio(self) -> Tensor | None:
-        """Return the ratio once the gradients of the whole loss are there; None if nothing was measured."""
-        if self._own is None:
-            return None
-        own, rest = [], []
-        for latent, gradient in zip(self._latents, self._own, strict=True):
-            if gradient is not None:
-                own.append(gradient)
-            if latent.grad is not None:
-                rest.append(latent.grad if gradient is None else latent.grad - gradient)
-        self._own = None
-        return _norm(own) / _norm(rest)
+
+def gradient_ratio(weighted: Tensor, latents: Sequence[Tensor]) -> Tensor:
+    """Return the norm of the regularizer's gradient over that of everything else, on the latent weights.
+
+    The latent weights hold the unclipped gradient of the whole loss, of which the weighted regularizer is a part.
+
+    Source: oscillation-aware bin regularization, specification 1.3 (the published code's OBR has a gradient four orders
+    smaller than the task's, so whether it acts must be seen).
+    """
+    latents = list(dict.fromkeys(latents))
+    own, rest = [], []
+    for latent, gradient in zip(latents, torch.autograd.grad(weighted, latents, allow_unused=True), strict=True):
+        if gradient is not None:
+            own.append(gradient)
+        if latent.grad is not None:
+            rest.append(latent.grad if gradient is None else latent.grad - gradient)
+    return _norm(own) / _norm(rest)
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

@@ -59,4 +59,4 @@ def check_outputs(finite: Tensor, split: str, stage: Stage) -> None:
 
 
 def _advice(stage: Stage) -> str:
-    return f"Try a lower {stage.optimizer.key}.lr (now {stage.optimizer.lr})"
+    return f"Try a lower {stage.optimizer_key}.lr (now {stage.optimizer.lr})"

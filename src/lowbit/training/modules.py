@@ -14,7 +14,6 @@ from lowbit.data import DataInfo, StepDataModule
 from lowbit.data.shares import take_weights
 from lowbit.modeling import Instrument, Plan, Trace
 from lowbit.recipes import Stage
-from lowbit.training.gradient_share import RegularizerShare
 from lowbit.training.guards import check_loss, check_outputs
 from lowbit.training.optimizers import build_optimizer, has_scales
 from lowbit.training.quantization import QuantizationSteps
@@ -47,7 +46,6 @@ class FinetuneModule(L.LightningModule):
         self._scores: dict[str, Any] = {}  # of the running evaluation, by the first part of the logged name
         self._finite: dict[str, Tensor] = {}  # whether all outputs were, so far, by the same
         self.seed = seed
-        self._share = RegularizerShare(self.quantization.sites)
         self._weights: Mapping[str, float] | None = (
             None  # of this rank's share of the batch, by what losses average over
         )
@@ -98,7 +96,6 @@ class FinetuneModule(L.LightningModule):
         self.log("train/loss", total.detach(), prog_bar=True)
         if self.is_logged_step:  # Lightning takes a tenth of a millisecond for each value, whether it is written or not
             self._log_step(logged)
-            self._measure_regularizer(terms)
         return {"loss": total, "terms": logged}
 
     def _log_step(self, terms: dict[str, Tensor]) -> None:
@@ -118,17 +115,12 @@ class FinetuneModule(L.LightningModule):
             student, labels = student.at_tokens(starts_BL), labels[starts_BL]
             teacher = None if teacher is None else teacher.at_tokens(starts_BL)
         given = (labels, batch.get("soft_labels"), self.quantization.sites)
-        terms = {name: term(student, teacher, *given) for name, term in self.stage.losses.items()}
+        losses = self.stage.losses
+        terms = {name: loss(student, teacher, *given) for name, loss in losses.items()}
         if self._weights is not None:
-            units = {name: term.unit for name, term in self.stage.losses.items()}
-            terms = {name: term * self._weights.get(units[name] or "", 1.0) for name, term in terms.items()}
-        first, *rest = (self.stage.losses[name].weight_at(step, self.stage.steps) * terms[name] for name in terms)
+            terms = {name: term * self._weights.get(losses[name].unit or "", 1.0) for name, term in terms.items()}
+        first, *rest = (losses[name].settings.weight_at(step, self.stage.steps) * terms[name] for name in terms)
         return sum(rest, first), terms
-
-    def _measure_regularizer(self, terms: dict[str, Tensor]) -> None:
-        for name, term in self.stage.losses.items():
-            if term.kind == "obr":
-                self._share.measure(term.weight_at(self.global_step, self.stage.steps) * terms[name])
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Take the weights out of a batch that is one rank's share; a whole one has none."""
@@ -142,10 +134,7 @@ class FinetuneModule(L.LightningModule):
         self.quantization.begin(self.global_step, self.optimizers(use_pl_optimizer=False), whole)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Log how strongly the weights are regularized; add the gradients of corrections that are losses."""
-        ratio = self._share.ratio()
-        if ratio is not None:
-            self.log("train/obr_gradient_ratio", ratio)
+        """Add the gradients of corrections that are losses."""
         self.quantization.before_clipping(self.global_step)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from lowbit.quantizers import quantizers_of
-from lowbit.recipes import Optimizer as OptimizerSettings
+from lowbit.settings.recipe import OptimizerConfig
 from lowbit.training.schedules import Schedule
 
 SCALES = ("step_size", "low", "high")  # parameters of quantizers that are scales
@@ -168,7 +168,7 @@ def has_scales(model: nn.Module) -> bool:
 
 
 def build_optimizer(
-    model: nn.Module, settings: OptimizerSettings, schedule: Schedule, *, fused: bool = True
+    model: nn.Module, settings: OptimizerConfig, schedule: Schedule, *, fused: bool = True
 ) -> tuple[Optimizer, Any]:
     """Return an optimizer and its Lightning scheduler (None where the optimizer has the schedule built in)."""
     groups = parameter_groups(model, settings.weight_decay, settings.scale_lr, settings.scale_update)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from lowbit.recipes import Scheduler
+from lowbit.settings.recipe import SchedulerConfig
 
 Schedule = Callable[[float], float]
 """From the 0-based step to a factor on the learning rate."""
@@ -40,6 +40,6 @@ def constant(step: float, steps: int, warmup: float) -> float:
 _SCHEDULES = {"linear": linear, "cosine": cosine, "constant": constant}
 
 
-def build_schedule(settings: Scheduler, steps: int) -> Schedule:
+def build_schedule(settings: SchedulerConfig, steps: int) -> Schedule:
     """Return the schedule of a stage of `steps` steps."""
     return partial(_SCHEDULES[settings.kind], steps=steps, warmup=settings.warmup)

@@ -18,7 +18,7 @@ from torchmetrics import Metric, MetricCollection
 from lowbit.config.budget import check_batch, stage_steps
 from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.problems import ConfigError
-from lowbit.config.teacher import needs_teacher, teacher_data, teacher_model, trains_teacher
+from lowbit.config.teacher import teacher_data, teacher_model, trains_teacher
 from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric, data_info
 from lowbit.data.hub import OutOfReachError
 from lowbit.data.tokens import tokenizer_state
@@ -66,7 +66,7 @@ def _image_input(config: Config) -> ImageInput | None:
     Raises:
         ValueError: student and teacher want different pixels, and a stage shows both the same ones.
     """
-    own, supervisor = image_input(config.model), _teacher_files(config) if needs_teacher(config) else config.model
+    own, supervisor = image_input(config.model), _teacher_files(config) if config.method.needs_teacher else config.model
     teacher = own if supervisor == config.model else image_input(supervisor)
     shared = [name for name, stage in config.method.stages.items() if stage.teacher]
     if own is not None and shared and _pixels(own) != _pixels(teacher):
@@ -134,12 +134,12 @@ def _load_classes(config: Config) -> None:
     """Build the models without weights: those of a class that no family knows are not worth the reading."""
     with config_errors(), torch.device("meta"):
         info = data_info(config.data)
-        for model in [config.model, *([teacher_model(config)] if needs_teacher(config) else [])]:
+        for model in [config.model, *([teacher_model(config)] if config.method.needs_teacher else [])]:
             prepare(build_model(model, info, 0))
 
 
 def _load_teacher(config: Config) -> None:
-    if needs_teacher(config) and (_reads_weights(teacher_model(config)) or _teacher_folder(config) is not None):
+    if config.method.needs_teacher and (_reads_weights(teacher_model(config)) or _teacher_folder(config) is not None):
         make_teacher_model(config, _info_of(config, make_teacher_datamodule))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lowbit.data import StepDataModule
 from lowbit.files import DamagedFileError, replacing, set_aside, sha256, sha256_of, write_json, write_text
+from lowbit.losses import WeightLoss
 from lowbit.modeling import Instrument
 from lowbit.modeling.weights import read_weights
 from lowbit.recipes import Stage
@@ -22,6 +23,7 @@ from lowbit.results.run_folder import METRICS_FILE, PROGRESS_FILE, STAGE_FILE, S
 from lowbit.settings.run import TrainerConfig
 from lowbit.training.callbacks import StepTimer, progress
 from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint, step_of
+from lowbit.training.gradient_share import RegularizerShare
 from lowbit.training.guards import check_weights
 from lowbit.training.heartbeat import Heartbeat
 from lowbit.training.loggers import MetricsFile, Staged
@@ -194,7 +196,8 @@ def stage_callbacks(config: TrainerConfig, stage: Stage, folder: Path) -> tuple[
     """Return what accompanies the steps of a stage, and the clock among it."""
     timer = StepTimer()
     last = LastCheckpoint(folder, config.checkpoint_every, config.eval_every)
-    callbacks = [timer, Heartbeat(folder, stage.steps), last]
+    shares = [RegularizerShare(loss) for loss in stage.losses.values() if isinstance(loss, WeightLoss)]
+    callbacks = [timer, Heartbeat(folder, stage.steps), last, *shares]
     return callbacks + progress(config.progress and is_leader(), timer, stage.steps), timer
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-AGGREGATIONS = ("mean", "sum", "norm")
+from lowbit.losses.base import WeightLoss
+from lowbit.settings.losses import ObrAggregation
+
 _MIN_SQUARE = 1e-24  # the norm's gradient at zero would not be finite
 
 
@@ -53,8 +55,8 @@ def bin_regularization(
     >>> round(loss.item(), 4)  # 0.02 / 4 + 0.02
     0.025
     """
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation={aggregation!r}: allowed are {', '.join(AGGREGATIONS)}")
+    if aggregation not in list(ObrAggregation):
+        raise ValueError(f"aggregation={aggregation!r}: allowed are {', '.join(ObrAggregation)}")
     squares = (w_clipped - levels.detach()).square()
     if aggregation == "mean":
         distance = squares.mean()
@@ -116,3 +118,16 @@ def oscillation_aware_regularization(
         kept = line.levels(line.coordinate(w).clamp(low, high))  # w, or an end level
         terms.append(bin_regularization(kept, codes, y, low=low, high=high, aggregation=aggregation))
     return torch.stack(terms).sum()
+
+
+class BinRegularization(WeightLoss):
+    """`oscillation_aware_regularization` of the student's weights."""
+
+    def regularize(self, weights: Sequence[WeightOnGrid]) -> Tensor:
+        return oscillation_aware_regularization(
+            weights,
+            aggregation=self.settings.aggregation,
+            detach_step=self.settings.detach_step,
+            max_bits=self.settings.max_bits,
+            convolution_grad_scale=self.settings.convolution_grad_scale,
+        )
