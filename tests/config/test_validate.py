@@ -55,7 +55,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (TEXT, {"model.kind": "vit"}, ["reads images", "data=agreement", "use model=bert_micro"]),
     (TEXT, {"model.kind": "timm_vit"}, ["reads images", "data=agreement", "bert_micro"]),
     (PLAIN, {"model.kind": "bert"}, ["reads text", "data=digits", "use model=vit_micro or timm"]),
-    (PLAIN, {"model.hidden_size": 66}, ["model.hidden_size=66", "multiple of model.num_heads=4"]),
+    (PLAIN, {"model.hidden_size": 66}, ["model.hidden_size=66", "multiple of num_heads=4"]),
     (TEXT, {"data.tokenizer": "model"}, ["model=bert_micro", "set data.tokenizer=words"]),
     (TEXT, {"model.kind": "hf", "model.path": "bert-base-uncased"}, ["set data.tokenizer=model"]),
     (TEXT, {"model.kind": "hf", "data.tokenizer": "model"}, ["model.path", "no value", "model.path=bert-base-uncased"]),
@@ -95,11 +95,11 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (PLAIN, {"method.losses": {}}, ["method.stages.qat: no losses", "method.losses.logits.weight=1"]),
     (PLAIN, {"method.layer_map": [0, 9, 1, 2]}, ["method.layer_map=[0, 9, 1, 2]", "one of 0 to 3"]),
     (PLAIN, {"method.layer_map": [4]}, ["method.layer_map=[4]", "1 to 4 student layers"]),
-    (PLAIN, {"budget.steps": 9}, ["budget has steps=9 and epochs=3.0", "budget.epochs=null"]),
-    (PLAIN, {"method.losses.hidden.ramp": "linear"}, ["loss hidden", "weight_end", "go together"]),
-    (PLAIN, {"method.losses.hidden.weight_end": 0.5}, ["loss hidden", "weight_end", "go together"]),
+    (PLAIN, {"budget.steps": 9}, ["budget.steps=9: epochs=3.0 is set too", "the other to null"]),
+    (PLAIN, {"method.losses.hidden.ramp": "linear"}, ["losses.hidden.weight_end=null", "go together"]),
+    (PLAIN, {"method.losses.hidden.weight_end": 0.5}, ["losses.hidden.weight_end=0.5", "go together"]),
     (("method=finetune",), {"method.losses.task.kind": "logits"}, ["loss task", "needs a teacher", "teacher=true"]),
-    (PLAIN, {"method.stages": {}}, ["method=ternarybert: no stages"]),
+    (PLAIN, {"method.stages": {}}, ["method.stages: empty; a method has at least one stage"]),
     (PLAIN, {"method.stages.qat.student": "narrow"}, ["loss scores: kind scores compares heads", "narrow student"]),
     (PLAIN, {"trainer.accelerator": "foo"}, ["trainer.accelerator=foo: must be one of auto, cpu, gpu"]),
     (PLAIN, {"method.stages.qat.student": "previous"}, ["first stage", "set its student to teacher or fresh"]),
@@ -136,7 +136,7 @@ CASES: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
 SEVERAL: list[tuple[tuple[str, ...], dict[str, Any], list[str]]] = [
     (PLAIN, {"budget.steps": -5}, ["budget.steps=-5", "greater than 0"]),
     (PLAIN, {"budget.epochs": -1.0}, ["budget.epochs=-1.0", "greater than 0"]),
-    (TI, {f"{INTERVENE}.teacher": False}, [f"{INTERVENE}.intervention", "needs a teacher", "teacher: true"]),
+    (TI, {f"{INTERVENE}.teacher": False}, [f"{INTERVENE}.intervention", "needs a teacher", "teacher=true"]),
 ]
 
 

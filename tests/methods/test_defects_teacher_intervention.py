@@ -101,7 +101,7 @@ def test_each_matrix_has_a_switch_of_its_own(off: str, module: str, bert: Berts,
 @pytest.mark.parametrize("method", MODES[:3])
 def test_a_stage_that_intervenes_without_a_teacher_is_refused(method: str):
     """Defect 5: TI-O crashed with a NoneType, TI-C and TI-M fell back to plain training, silently."""
-    with pytest.raises(ConfigError, match=r"intervention: an intervention needs a teacher"):
+    with pytest.raises(ConfigError, match=r"intervention: needs a teacher"):
         load([f"method={method}", "method.stages.intervene.teacher=false", "budget.steps=100", "budget.epochs=null"])
 
 

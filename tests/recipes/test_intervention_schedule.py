@@ -8,6 +8,7 @@ import pytest
 from lowbit.config.compose import compose, to_config
 from lowbit.modeling import Intervention
 from lowbit.recipes import InterventionSchedule, Stage, build_recipe
+from lowbit.settings.fields import word
 from lowbit.settings.losses import InterventionConfig, MixConfig, PhaseConfig, PhaseOrder, Ramp, Site
 
 
@@ -128,7 +129,8 @@ def test_random_phases_move_their_mix_over_the_whole_stage():
 
 @pytest.mark.parametrize(("end", "ramp"), [(None, Ramp.linear), (0.0, Ramp.constant)])
 def test_a_ramp_and_its_end_go_together(end: float | None, ramp: Ramp):
-    assert MixConfig(1.0, end, ramp).problems() == ["`ramp: linear` or `cosine` and `mix_end` go together"]
+    (problem,) = MixConfig(1.0, end, ramp).problems()
+    assert problem == f"mix_end={word(end)}: `ramp: linear` or `cosine` and `mix_end` go together"
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,7 @@ from lowbit.config.squad_files import squad_problems
 from lowbit.config.teacher import teacher_problems
 from lowbit.config.xglue_files import xglue_problems, xglue_train_rows
 from lowbit.settings.data import TEXT, DataConfig, DataKind, DataSource, ImageConfig, SquadVersion, TokenizerKind
-from lowbit.settings.fields import field_problems
-from lowbit.settings.losses import Comparison, PhaseConfig, Site
+from lowbit.settings.fields import field_problems, group_problems
 from lowbit.settings.model import ModelConfig, ModelKind
 from lowbit.settings.recipe import ScaleUpdate, StageConfig, StudentInit
 from lowbit.settings.run import Config
@@ -115,7 +114,16 @@ def _missing(cfg: DictConfig) -> list[str]:
 def validate(config: Config) -> list[str]:
     """Return every problem of a typed config, one line each."""
     wrong = list(field_problems(config))
-    checks = [_trainer, _data_and_model, depth_problems, teacher_problems, quantization_problems, _method, _budget]
+    checks = [
+        group_problems,
+        _trainer,
+        _data_and_model,
+        depth_problems,
+        teacher_problems,
+        quantization_problems,
+        _method,
+        _budget,
+    ]
     if wrong:
         checks.remove(_budget)  # which counts with the numbers
     keys = {problem.partition(":")[0] for problem in wrong}
@@ -124,8 +132,6 @@ def validate(config: Config) -> list[str]:
 
 
 def _trainer(config: Config) -> Iterator[str]:
-    if config.logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        yield "logger.tensorboard=true needs the package tensorboard: run `pip install tensorboard`"
     processes = config.trainer.devices * config.trainer.num_nodes
     if processes > max(config.data.batch_size, 1):
         yield (
@@ -182,8 +188,6 @@ def _model(data: DataConfig, model: ModelConfig) -> Iterator[str]:
         yield f"data.tokenizer=model: data={data.name} holds images; leave it out"
     if not is_text and model.kind is ModelKind.bert:
         yield f"model={model.name} reads text, data={data.name} holds images: use model=vit_micro or timm"
-    if model.hidden_size % max(model.num_heads, 1):
-        yield f"model.hidden_size={model.hidden_size}: must be a multiple of model.num_heads={model.num_heads}"
     if model.kind is ModelKind.hf and is_text and data.tokenizer is not TokenizerKind.model:
         yield f"model={model.name} has its own vocabulary: set data.tokenizer=model"
     if model.kind is ModelKind.bert and data.tokenizer is TokenizerKind.model:
@@ -191,10 +195,6 @@ def _model(data: DataConfig, model: ModelConfig) -> Iterator[str]:
         yield f"model={model.name} has no tokenizer: {remedy}"
     if model.kind is ModelKind.hf:
         yield from _hf_source(model)
-    if model.kind is ModelKind.timm and model.timm_name is None:
-        yield "model.timm_name: no value; set it, for example model.timm_name=deit_tiny_patch16_224"
-    if model.revision is not None and (model.kind is not ModelKind.hf or model.path is None):
-        yield f"model.revision={model.revision}: is of model.path on the hub; set it to null"
 
 
 def _published_text(data: DataConfig) -> Iterator[str]:
@@ -223,25 +223,11 @@ def _method(config: Config) -> Iterator[str]:
     students = depth if config.method.layer_map is None else len(config.method.layer_map)
     for name, stage in config.method.stages.items():
         where = f"method.stages.{name}"
-        losses = config.method.losses_of(stage)
-        if not losses:
-            yield f"{where}: no losses; give one a weight, for example method.losses.logits.weight=1"
-        for key, loss in losses.items():
-            yield from (f"{where}, loss {key}: {problem}" for problem in loss.problems())
-            if not stage.teacher and loss.needs_teacher:
-                yield f"{where}, loss {key}: kind {loss.kind} needs a teacher; set {where}.teacher=true"
-            narrow = stage.student is StudentInit.narrow and stage.supervisor == "teacher"
-            if narrow and loss.compares is Comparison.heads:
-                yield f"{where}, loss {key}: kind {loss.kind} compares heads, of which a narrow student has fewer"
-        if stage.intervention is not None:
-            yield from _intervention(f"{where}.intervention", stage, students)
+        for layer in stage.intervention.layers or () if stage.intervention else ():
+            if students is not None and layer >= students:
+                yield (f"{where}.intervention.layers: {layer} is no layer of this model; allowed: 0 to {students - 1}")
         yield from _scale_update(where, stage, config)
     yield from _layers(config)
-    first = next(iter(config.method.stages.values()), None)
-    if first is None:
-        yield f"method={config.method.name}: no stages"
-    elif first.student in (StudentInit.previous, StudentInit.split):
-        yield "the first stage has no previous one: set its student to teacher or fresh"
 
 
 def _scale_update(where: str, stage: StageConfig, config: Config) -> Iterator[str]:
@@ -255,11 +241,6 @@ def _layers(config: Config) -> Iterator[str]:
     depth = depth_of(config.model)
     if depth is not None:
         yield from _layer_numbers(config, depth)
-    earlier = ["teacher"]
-    for name, stage in config.method.stages.items():
-        if stage.supervisor not in earlier:
-            yield f"method.stages.{name}.supervisor={stage.supervisor}: allowed are {', '.join(earlier)}"
-        earlier.append(name)
     for name in config.quantizer.by_stage:
         if name not in config.method.stages:
             stages = ", ".join(config.method.stages)
@@ -278,42 +259,7 @@ def _layer_numbers(config: Config, depth: int) -> Iterator[str]:
         yield f"method.embedding_target={target}: must be a teacher layer, 0 to {depth - 1}"
 
 
-def _intervention(where: str, stage: StageConfig, depth: int | None) -> Iterator[str]:
-    intervention = stage.intervention
-    assert intervention is not None
-    if not stage.teacher:
-        yield f"{where}: an intervention needs a teacher; set the stage's teacher: true"
-    if not intervention.phases:
-        yield f"{where}.phases: empty; give at least one phase, for example {{sites: [probs]}}"
-    for index, phase in enumerate(intervention.phases):
-        if not phase.sites:
-            allowed = ", ".join(site.name for site in Site)
-            yield f"{where}.phases.{index}.sites: empty; allowed: {allowed}"
-        yield from _mixes(f"{where}.phases.{index}", phase)
-    for layer in intervention.layers or ():
-        if depth is not None and layer >= depth:
-            yield f"{where}.layers: {layer} is no layer of this model; allowed: 0 to {depth - 1}"
-
-
-def _mixes(where: str, phase: PhaseConfig) -> Iterator[str]:
-    for site in phase.site_mix:
-        if site not in phase.sites:
-            allowed = ", ".join(known.name for known in phase.sites)
-            yield f"{where}.site_mix.{site.name}: not among the phase's sites; allowed: {allowed}"
-    own = {f"{where}.site_mix.{site.name}": mixing for site, mixing in phase.site_mix.items()}
-    for key, mixing in {where: phase, **own}.items():
-        yield from (f"{key}: {problem}" for problem in mixing.problems())
-        if mixing.mix == 0 and not mixing.mix_end and not (mixing is phase and phase.site_mix):
-            yield f"{key}.mix=0: nothing would be replaced; set a mix, or a mix_end"
-
-
 def _budget(config: Config) -> Iterator[str]:
-    for key, budget in {"budget": config.budget, "teacher.budget": config.teacher.budget}.items():
-        if budget.steps is not None and budget.epochs is not None:
-            yield (
-                f"{key} has steps={budget.steps} and epochs={budget.epochs}: set one of them, and the other to null "
-                f"({key}.steps=null or {key}.epochs=null)"
-            )
     rows = _train_rows(config.data)
     if rows is None:
         return

@@ -235,14 +235,14 @@ def import_class(path: str) -> Any:
         raise ValueError(f"importing {module} failed: {type(error).__name__}: {error}") from error
 
 
-def settings_of(group: Any, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of a typed config: those of its groups too, and of groups in lists and mappings.
+def groups_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a typed config and the groups inside it, also those in lists and mappings, each with its prefix of keys.
 
     A group that `refers` to another one is left out: its settings are those of the other.
     """
+    yield prefix, group
     for declared in dataclasses.fields(group):
         key, value = f"{prefix}{declared.name}", getattr(group, declared.name)
-        yield Setting(key, value, declared, group)
         inside = {} if declared.metadata.get("refers") else {key: value}
         if isinstance(value, list):
             inside = {f"{key}.{index}": item for index, item in enumerate(value)}
@@ -250,7 +250,14 @@ def settings_of(group: Any, prefix: str = "") -> Iterator[Setting]:
             inside = {f"{key}.{word(name)}": item for name, item in value.items()}
         for where, item in inside.items():
             if dataclasses.is_dataclass(item):
-                yield from settings_of(item, f"{where}.")
+                yield from groups_of(item, f"{where}.")
+
+
+def settings_of(config: Any, prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting of a typed config and of the groups inside it."""
+    for where, group in groups_of(config, prefix):
+        for declared in dataclasses.fields(group):
+            yield Setting(f"{where}{declared.name}", getattr(group, declared.name), declared, group)
 
 
 def field_problems(config: Any, prefix: str = "") -> Iterator[str]:
@@ -261,6 +268,13 @@ def field_problems(config: Any, prefix: str = "") -> Iterator[str]:
             yield found.idle
 
 
+def group_problems(config: Any, prefix: str = "") -> Iterator[str]:
+    """Yield what the groups of a typed config say of themselves: `problems()` names keys as the group does."""
+    for where, group in groups_of(config, prefix):
+        if hasattr(group, "problems"):
+            yield from (f"{where}{problem}" for problem in group.problems())
+
+
 def _shown(key: str, value: Any) -> str:
     """Return KEY=VALUE on one line."""
     text = f"{key}={word(value)}"
@@ -269,4 +283,6 @@ def _shown(key: str, value: Any) -> str:
 
 def word(value: Any) -> str:
     """Return a value as a user writes it."""
-    return value.name if isinstance(value, Enum) else str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return value.name if isinstance(value, Enum) else str(value)

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from lowbit.settings.fields import ClassOr, Of, import_class, number, setting
+from lowbit.settings.fields import ClassOr, Of, import_class, number, setting, word
 from lowbit.settings.quantizer import GradScale
 
 
@@ -139,7 +139,10 @@ class LossConfig:
         """What the loss compares; one of your own is imported for that."""
         if self.kind in _COMPARISONS:
             return _COMPARISONS[LossKind(self.kind)]
-        compared: Comparison = import_class(self.kind).compares
+        try:
+            compared: Comparison = import_class(self.kind).compares
+        except (ValueError, AttributeError):  # which `ClassOr` explains
+            return Comparison.labels
         return compared
 
     @property
@@ -165,7 +168,7 @@ class LossConfig:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings together."""
-        return _ramp_problems("weight_end", self.ramp, self.weight_end)
+        return _ramp_problems("weight_end", self.ramp, self.weight_end) if self.is_on else []
 
 
 @dataclass
@@ -182,7 +185,10 @@ class MixConfig:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings together."""
-        return _ramp_problems("mix_end", self.ramp, self.mix_end)
+        problems = _ramp_problems("mix_end", self.ramp, self.mix_end)
+        if self.mix == 0 and not self.mix_end and not getattr(self, "site_mix", None):
+            problems.append("mix=0: nothing would be replaced; set a mix, or a mix_end")
+        return problems
 
 
 @dataclass
@@ -196,6 +202,16 @@ class PhaseConfig(MixConfig):
     share: int = number(1, above=0)
     site_mix: dict[Site, MixConfig] = field(default_factory=dict)
 
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings together."""
+        problems = super().problems()
+        if not self.sites:
+            problems.append(f"sites: empty; allowed: {', '.join(Site)}")
+        for site in self.site_mix:
+            if site not in self.sites:
+                problems.append(f"site_mix.{site}: not among the phase's sites; allowed: {', '.join(self.sites)}")
+        return problems
+
 
 @dataclass
 class InterventionConfig:
@@ -205,6 +221,10 @@ class InterventionConfig:
     order: PhaseOrder = PhaseOrder.sequential
     layers: list[int] | None = number(at_least=0)
     stop_gradient: bool = True
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings together."""
+        return [] if self.phases else ["phases: empty; give at least one phase, for example {sites: [probs]}"]
 
 
 def _ramped(start: float, end: float | None, ramp: Ramp, progress: float) -> float:
@@ -219,4 +239,4 @@ def _ramped(start: float, end: float | None, ramp: Ramp, progress: float) -> flo
 def _ramp_problems(key: str, ramp: Ramp, end: float | None) -> list[str]:
     if (ramp == Ramp.constant) == (end is None):
         return []
-    return [f"`ramp: linear` or `cosine` and `{key}` go together"]
+    return [f"{key}={word(end)}: `ramp: linear` or `cosine` and `{key}` go together"]

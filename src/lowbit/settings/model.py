@@ -63,3 +63,14 @@ class ModelConfig:
     timm_name: str | None = setting(of=_TIMM)
     pretrained: bool = setting(False, of=_TIMM)
     depths: list[int] | None = number(above=0)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings together."""
+        problems = []
+        if self.hidden_size % max(self.num_heads, 1):
+            problems.append(f"hidden_size={self.hidden_size}: must be a multiple of num_heads={self.num_heads}")
+        if self.kind == ModelKind.timm and self.timm_name is None:
+            problems.append("timm_name: no value; set it, for example model.timm_name=deit_tiny_patch16_224")
+        if self.revision is not None and (self.kind != ModelKind.hf or self.path is None):
+            problems.append(f"revision={self.revision}: only applies to a hub model (path); set it to null")
+        return problems

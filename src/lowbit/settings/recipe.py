@@ -1,13 +1,15 @@
 """Settings of a recipe: its stages, their optimizer and schedule, its budget and its teacher."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
 from lowbit.settings.fields import LIMIT, Name, Of, changes_of, number, path_name, setting
-from lowbit.settings.losses import InterventionConfig, LossConfig
+from lowbit.settings.losses import Comparison, InterventionConfig, LossConfig
 from lowbit.settings.model import Activation, ModelConfig, TeacherSource
 
 
@@ -105,6 +107,12 @@ class BudgetConfig:
     steps: int | None = number(above=0)
     epochs: float | None = number(above=0)
 
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings together."""
+        if self.steps is None or self.epochs is None:
+            return []
+        return [f"steps={self.steps}: epochs={self.epochs} is set too; set one of them, and the other to null"]
+
 
 @dataclass
 class TeacherConfig:
@@ -173,6 +181,32 @@ class MethodConfig:
     def needs_teacher(self) -> bool:
         """Whether some stage needs the teacher; else the teacher counts nowhere, nor in a run's id."""
         return any(stage.needs_teacher for stage in self.stages.values())
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the stages together."""
+        problems = [problem for name, stage in self.stages.items() for problem in self._stage_problems(name, stage)]
+        first = next(iter(self.stages.values()), None)
+        if first is None:
+            problems.append("stages: empty; a method has at least one stage")
+        elif first.student in (StudentInit.previous, StudentInit.split):
+            problems.append("stages: the first stage has no previous one: set its student to teacher or fresh")
+        return problems
+
+    def _stage_problems(self, name: str, stage: StageConfig) -> Iterator[str]:
+        where, losses = f"stages.{name}", self.losses_of(stage)
+        if not losses:
+            yield f"{where}: no losses; give one a weight, for example method.losses.logits.weight=1"
+        narrow = stage.student == StudentInit.narrow and stage.supervisor == "teacher"
+        for key, loss in losses.items():
+            if not stage.teacher and loss.needs_teacher:
+                yield f"{where}, loss {key}: kind {loss.kind} needs a teacher; set method.{where}.teacher=true"
+            if narrow and loss.compares == Comparison.heads:
+                yield f"{where}, loss {key}: kind {loss.kind} compares heads, of which a narrow student has fewer"
+        if stage.intervention is not None and not stage.teacher:
+            yield f"{where}.intervention: needs a teacher; set method.{where}.teacher=true"
+        supervisors = ["teacher", *takewhile(lambda other: other != name, self.stages)]
+        if stage.supervisor not in supervisors:
+            yield f"{where}.supervisor={stage.supervisor}: allowed are {', '.join(supervisors)}"
 
     def losses_of(self, stage: StageConfig) -> dict[str, LossConfig]:
         """Return the losses of a stage that count: its own, or else those of the method."""

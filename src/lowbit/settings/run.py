@@ -1,5 +1,6 @@
 """Settings of a run: the root of all others, hardware, logging and paths."""
 
+import importlib.util
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -72,6 +73,12 @@ class LoggerConfig:
     tags: list[str] = field(default_factory=list)
     tensorboard: bool = False
     figures: bool = True
+
+    def problems(self) -> list[str]:
+        """Return which packages the settings lack."""
+        if not self.tensorboard or importlib.util.find_spec("tensorboard") is not None:
+            return []
+        return ["tensorboard=true needs the package tensorboard: run `pip install tensorboard`"]
 
 
 @dataclass
