@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowbit.modeling.trace import Tape
+from lowbit.modeling.tape import Tape
 
 OPERANDS = ("query", "key", "probs", "value")
 QUANTIZER_NAMES = {operand: f"{operand[0]}_bmm_quantizer" for operand in OPERANDS}

@@ -16,7 +16,8 @@ from lowbit.modeling.attention import QUANTIZER_NAMES, TAP, Tap
 from lowbit.modeling.families import QKV, Family, family_of
 from lowbit.modeling.intervention import Plan
 from lowbit.modeling.rules import Resolved, Rule, resolve
-from lowbit.modeling.trace import FIELDS, Tape, Trace
+from lowbit.modeling.tape import Tape
+from lowbit.modeling.trace import FIELDS, Trace
 from lowbit.quantizers import (
     QuantConv2d,
     QuantEmbedding,
