@@ -21,11 +21,11 @@ from torchvision.datasets import ImageFolder
 
 from lowbit.config.image_folders import list_images
 from lowbit.data import Batch, ImageInput, StepDataModule, build_datamodule, data_info
-from lowbit.data.hub import OutOfReachError
 from lowbit.data.image_sets import unusable_images
 from lowbit.data.image_source import FileImages, PixelImages, UnreadableImageError
 from lowbit.data.image_transforms import evaluation_transform, seeded
 from lowbit.data.sampling import StepRows
+from lowbit.hub import OutOfReachError
 from lowbit.settings.data import DataConfig, DataKind, ImageConfig, Interpolation, OnBadRow
 
 HARD = ImageConfig(size=16, color_jitter=0.4, randaugment="rand-m9-mstd0.5-inc1", random_erasing=0.5)

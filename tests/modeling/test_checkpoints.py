@@ -27,7 +27,7 @@ from transformers import (
 
 from lowbit.config.model_files import folder_problems
 from lowbit.data import DataInfo
-from lowbit.data.hub import OutOfReachError
+from lowbit.hub import OutOfReachError
 from lowbit.modeling.build import Origin, build_model, build_tokenizer
 from lowbit.modeling.descriptions import label_order, save_description
 from lowbit.modeling.inputs import image_input

@@ -12,8 +12,8 @@ from typing import Any
 from lowbit.config.glue_files import SplitFiles, description, find_split
 from lowbit.config.glue_tasks import LARGEST_SCORE, REPOSITORY, REVISION, SplitName, TaskDescription
 from lowbit.data.bad_rows import check_rows, text_problem
-from lowbit.data.hub import hub_split
 from lowbit.data.label_names import by_name
+from lowbit.hub import hub_split
 from lowbit.settings.data import DataConfig
 
 # Where a row stands, and its cells in the order of the wanted columns, or what keeps it from having them.

@@ -26,13 +26,13 @@ from lowbit.config.image_files import (
 from lowbit.config.image_folders import Listing
 from lowbit.data.bad_rows import bad_rows_problem, check_rows, list_bad_rows
 from lowbit.data.cache import Tensors, cached, content_key
-from lowbit.data.hub import OutOfReachError
 from lowbit.data.image_source import DECODER, FileImages, ImageSource, PixelImages, UnreadableImageError
 from lowbit.data.image_split import DecodedSplit
 from lowbit.data.image_transforms import evaluation_transform, training_transform, with_settings
 from lowbit.data.info import DataInfo, ImageInput
 from lowbit.data.sampling import Stream, generator_for
 from lowbit.data.splits import Splits
+from lowbit.hub import OutOfReachError
 from lowbit.settings.data import DataConfig, DataKind, OnBadRow
 
 Split = Literal["train", "val"]

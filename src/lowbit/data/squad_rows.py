@@ -8,7 +8,7 @@ from typing import Any
 
 from lowbit.config.squad_files import Entry, Part, entries, squad_description, squad_file
 from lowbit.data.bad_rows import check_rows
-from lowbit.data.hub import hub_split
+from lowbit.hub import hub_split
 from lowbit.settings.data import DataConfig
 
 _HUB_SPLIT: dict[Part, str] = {"train": "train", "dev": "validation"}

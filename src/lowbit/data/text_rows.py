@@ -13,9 +13,9 @@ from lowbit.config.glue_tasks import TRAIN
 from lowbit.config.xglue_files import evaluated_languages, train_language, xglue_description
 from lowbit.data.bad_rows import check_labels_differ
 from lowbit.data.glue_rows import Rows, read_rows
-from lowbit.data.hub import OutOfReachError
 from lowbit.data.squad_rows import Questions, read_questions
 from lowbit.data.xglue_rows import Sentences, read_sentences, read_texts
+from lowbit.hub import OutOfReachError
 from lowbit.settings.data import DataConfig, DataKind
 
 

@@ -16,7 +16,7 @@ from lowbit.config.xglue_files import BLANKS, find_part, is_header, xglue_descri
 from lowbit.config.xglue_tasks import REPOSITORY, REVISION, Part, XglueDescription, split_name
 from lowbit.data.bad_rows import check_rows, text_problem
 from lowbit.data.glue_rows import Record, Rows, hub_rows, table_rows
-from lowbit.data.hub import hub_split
+from lowbit.hub import hub_split
 from lowbit.settings.data import DataConfig
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lowbit.config.model_files import MODEL_CONFIG, WEIGHTS, weight_file
 from lowbit.data import DataInfo
-from lowbit.data.hub import OutOfReachError, leave_unreachable_hub, quiet_hub
+from lowbit.hub import OutOfReachError, leave_unreachable_hub, quiet_hub
 from lowbit.modeling.descriptions import described_labels, label_order, name_labels, reorder_head, timm_labels
 from lowbit.modeling.families import family_of
 from lowbit.modeling.text_inputs import fit_tokenizer

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lowbit.config.teacher import teacher_model
 from lowbit.data.fetch import fetch_data
-from lowbit.data.hub import quiet_hub
+from lowbit.hub import quiet_hub
 from lowbit.modeling.build import NO_CODE, out_of_reach, source_of
 from lowbit.settings.model import ModelConfig, ModelKind, TeacherSource
 from lowbit.settings.run import Config

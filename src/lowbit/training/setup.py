@@ -20,8 +20,8 @@ from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.problems import ConfigError
 from lowbit.config.teacher import teacher_data, teacher_model, trains_teacher
 from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric, data_info
-from lowbit.data.hub import OutOfReachError
 from lowbit.data.tokens import tokenizer_state
+from lowbit.hub import OutOfReachError
 from lowbit.modeling import Instrument, Rule, prepare
 from lowbit.modeling.build import Origin, build_model, build_tokenizer
 from lowbit.modeling.families import family_of

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lowbit.data.hub import hub_split, leave_unreachable_hub
+from lowbit.hub import hub_split, leave_unreachable_hub
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Load a split from the hub, or say how to get it otherwise."""
+"""The Hugging Face hub: whether it answers, quiet loading, and splits of data sets (imports no torch)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ _SECONDS = 5  # for a connection to the hub
 
 
 class OutOfReachError(ValueError):
-    """Something on the hub is neither cached nor reachable: whether it would do is unknown here."""
+    """Something on the hub is neither cached nor reachable, so it cannot be checked."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its class if it has no text, as some timeouts."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @cache
 def leave_unreachable_hub() -> None:
-    """Try once whether the hub answers; if not, take only what is cached: its clients retry half a minute per file."""
+    """Go offline if the hub does not answer: its clients would retry for half a minute per file."""
     from huggingface_hub import constants
 
     hub = urlsplit(constants.ENDPOINT)
@@ -36,7 +41,7 @@ def leave_unreachable_hub() -> None:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keep libraries from printing what we say once: retries, and what a checkpoint lacks or has besides."""
+    """Silence libraries about retries and missing or unexpected weights, which lowbit reports itself."""
     loggers = {logger: logger.level for logger in map(logging.getLogger, ("huggingface_hub", "transformers"))}
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -50,19 +55,19 @@ def quiet_hub() -> Iterator[None]:
 def hub_split(
     repository: str, *names: str, split: str, revision: str, root: str, files: Sequence[str], choice: str
 ) -> Any:
-    """Return a split through `datasets`.
+    """Load a split of a repository with `datasets`.
 
     Args:
-        repository: On the hub.
-        names: Of the configuration, where the repository has several.
-        split: Its name there.
+        repository: Name of the repository.
+        names: Name of the configuration, if the repository has several.
+        split: Name of the split.
         revision: Commit, tag or branch.
-        root: What an error calls the folder of the official files.
-        files: Their names in it.
-        choice: Name of the data group's choice, for `lowbit fetch`.
+        root: Name of the folder of the official files, for the error message.
+        files: Names of the official files in it.
+        choice: Name of the choice in the data group, for the error message.
 
     Raises:
-        OutOfReachError: it is neither cached nor reachable.
+        OutOfReachError: If the split is neither cached nor reachable.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -72,10 +77,9 @@ def hub_split(
         with quiet_hub():
             return load_dataset(repository, *names, split=split, revision=revision)
     except (OSError, DatasetsError, ValueError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)  # a timeout may have no text
         where = " and ".join(f"{root}/{name}" for name in files)
         raise OutOfReachError(
             f"data.source=hub: {', '.join((repository, *names, split))} at revision {revision} is neither cached nor "
-            f"reachable ({first}). Run `lowbit fetch data={choice}` once with network access, or put the official "
-            f"files at {where} and set data.source=folder data.dir={root}"
+            f"reachable ({first_line(error)}). Run `lowbit fetch data={choice}` once with network access, or put the "
+            f"official files at {where} and set data.source=folder data.dir={root}"
         ) from error
