@@ -28,9 +28,9 @@ from transformers import (
 from lowbit.config.model_files import folder_problems
 from lowbit.data import DataInfo
 from lowbit.hub import OutOfReachError
-from lowbit.modeling.build import Origin, build_model, build_tokenizer
-from lowbit.modeling.descriptions import label_order, save_description
-from lowbit.modeling.inputs import image_input
+from lowbit.modeling.build import Origin, build_model
+from lowbit.modeling.inputs import build_tokenizer, image_input
+from lowbit.modeling.labels import label_order, save_description
 from lowbit.settings.model import ModelConfig, ModelKind
 
 INFO = DataInfo("made_up", "text", "classification", 3, "accuracy", 10)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lowbit.data import build_datamodule
-from lowbit.modeling.build import build_tokenizer
+from lowbit.modeling.inputs import build_tokenizer
 from lowbit.settings.data import DataConfig, DataKind, GlueTask
 from lowbit.settings.model import ModelConfig, ModelKind
 

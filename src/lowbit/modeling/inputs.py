@@ -1,20 +1,25 @@
-"""What a pretrained image model wants of its input: the size and the statistics that it was trained with."""
+"""What a pretrained model wants of its inputs: its tokenizer, and the size and statistics of its images."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lowbit.data import ImageInput
-from lowbit.modeling.build import NO_CODE, out_of_reach, source_of, timm_plan
+from lowbit.modeling.build import plan_timm
+from lowbit.modeling.hub import NO_CODE, loading, setting_of, source_of
 from lowbit.settings.model import ModelConfig, ModelKind
 
-PREPROCESSOR = "preprocessor_config.json"
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+PREPROCESSOR = "preprocessor_config.json"
+_TYPES = "token_type_ids"
+_SHOWN = 3  # tokens in a message
 _MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # of PIL
 _SETTINGS = (
     "do_resize",
@@ -28,29 +33,95 @@ _SETTINGS = (
     "image_mean",
     "image_std",
 )
-# Images that a processor is tried with: a wide and a tall one, and two whose pixels tell scale and normalisation.
+# Images that a processor is tried with: a wide and a tall one, and two whose pixels show scale and normalisation.
 _TRIED_SIZES = ((61, 40), (40, 61), (50, 50), (50, 50))
 _TRIED_COLOURS = ("grey", "grey", "black", "white")
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer(config: ModelConfig) -> Any:
+    """Return the tokenizer of a Hugging Face model; it gives token types if the model has embeddings for them.
+
+    Raises:
+        OutOfReachError: If a name on the hub is neither cached nor reachable.
+        ValueError: If a folder or name holds no tokenizer, or one that does not fit the model.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    where, source, revision = setting_of(config), source_of(config), config.revision or "main"
+    with loading(config, "its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **NO_CODE)
+        described = AutoConfig.from_pretrained(source, revision=revision, **NO_CODE)
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # made up from config.json: every word is unknown
+        raise ValueError(
+            f"{where}: no tokenizer files there, such as tokenizer.json or vocab.txt; put those of the checkpoint that "
+            "the model was trained from beside its weights (tokenizer.save_pretrained)"
+        )
+    _fit_tokenizer(where, tokenizer, described)
+    return tokenizer
+
+
+def _fit_tokenizer(where: str, tokenizer: PreTrainedTokenizerBase, described: PretrainedConfig) -> None:
+    """Make a tokenizer give token types if the model has more than one, whether or not it lists them itself.
+
+    Raises:
+        ValueError: If it has no padding token, or if it gives ids or types without an embedding, which would fail in
+            the middle of training.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ValueError(f"{where}: its tokenizer has no padding token: set pad_token in tokenizer_config.json")
+    ids, types = (getattr(described, name, None) for name in ("vocab_size", "type_vocab_size"))
+    if isinstance(ids, int):
+        _check_ids(where, tokenizer.get_vocab(), ids)
+    if not isinstance(types, int):
+        return
+    if types > 1 and _TYPES not in tokenizer.model_input_names:
+        tokenizer.model_input_names = [*tokenizer.model_input_names, _TYPES]
+    highest = max(tokenizer("a", "b").get(_TYPES, [0]))
+    if highest >= max(types, 1):
+        raise ValueError(
+            f"{where}: its tokenizer gives token type {highest} to the second sentence, and the model has {types} "
+            f"(type_vocab_size in config.json); give the tokenizer of this model, or take {_TYPES} out of "
+            "model_input_names in tokenizer_config.json"
+        )
+
+
+def _check_ids(where: str, vocabulary: dict[str, int], rows: int) -> None:
+    outside = sorted((number, token) for token, number in vocabulary.items() if number >= rows)
+    if not outside:
+        return
+    listed = ", ".join(f"{number} ({token!r})" for number, token in outside[:_SHOWN])
+    more = f" and {len(outside) - _SHOWN} more" if len(outside) > _SHOWN else ""
+    raise ValueError(
+        f"{where}: its tokenizer has {len(vocabulary)} tokens, the model has embeddings for ids 0 to {rows - 1} "
+        f"(vocab_size in config.json); out of range: {listed}{more}. Give the tokenizer of this model, or save the "
+        f"model after model.resize_token_embeddings({outside[-1][0] + 1})"
+    )
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 class ProcessorTransform:
     """An image processor of transformers as a transform: an RGB image of PIL to a (3, S, S) float32 tensor."""
 
     def __init__(self, processor: Any) -> None:
-        """Keep the processor."""
         self._processor = processor
 
     def __call__(self, image: Any) -> Tensor:
-        """Return the pixels, the very ones that transformers would give the model."""
+        """Return the same pixels that transformers would give the model."""
         pixels: Tensor = self._processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels.float()
 
 
 def image_input(config: ModelConfig) -> ImageInput | None:
-    """Return the model's own input; None for random weights, which take the data's. Loads no weights.
+    """Return the input that a pretrained model wants; None for random weights. Loads no weights.
 
     Raises:
-        ValueError: a name or folder that does not hold such a model.
+        OutOfReachError: If a name on the hub is neither cached nor reachable.
+        ValueError: If a name or folder does not hold such a model.
     """
     if config.kind is ModelKind.timm and config.pretrained:
         return _timm_input(config)
@@ -60,10 +131,10 @@ def image_input(config: ModelConfig) -> ImageInput | None:
 def _timm_input(config: ModelConfig) -> ImageInput:
     from timm.data.config import resolve_data_config
 
-    facts: dict[str, Any] = resolve_data_config(model=timm_plan(config))  # type: ignore[no-untyped-call]
+    facts: dict[str, Any] = resolve_data_config(model=plan_timm(config))  # type: ignore[no-untyped-call]
     _, height, width = facts["input_size"]
     if height != width:
-        raise ValueError(f"model.timm_name={config.timm_name}: takes {height}x{width} pixels; choose one of squares")
+        raise ValueError(f"{setting_of(config)}: takes {height}x{width} pixels; choose a model that takes squares")
     return ImageInput(
         size=height,
         mean=tuple(facts["mean"]),
@@ -75,29 +146,25 @@ def _timm_input(config: ModelConfig) -> ImageInput:
 
 
 def _hf_input(config: ModelConfig) -> ImageInput:
-    """Return the input of a model of transformers: its own processor makes the pixels of an evaluation."""
     from transformers import AutoImageProcessor
 
-    source = source_of(config)
-    try:
+    with loading(config, f"its image processor ({PREPROCESSOR})"):
         processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-            source, revision=config.revision or "main", **NO_CODE
+            source_of(config), revision=config.revision or "main", **NO_CODE
         )
-    except (OSError, ValueError, TypeError) as error:
-        raise out_of_reach(config, f"its image processor ({PREPROCESSOR})", error) from error
     try:
-        return _described(processor)
+        return _try_processor(processor)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
-        settings = ", ".join(f"{name}={_shown(getattr(processor, name, None))}" for name in _SETTINGS)
+        settings = ", ".join(f"{name}={_plain(getattr(processor, name, None))}" for name in _SETTINGS)
         raise ValueError(
-            f"model.path={source}: its {PREPROCESSOR} cannot be followed ({error}). "
+            f"{setting_of(config)}: its {PREPROCESSOR} cannot be followed ({error}). "
             f"A {type(processor).__name__} with {settings} must make squares of one size, scaled and normalised; "
             "change that file to do so"
         ) from error
 
 
-def _described(processor: Any) -> ImageInput:
-    """Return what a processor does, as found by trying it; raise one of many errors where it does anything else."""
+def _try_processor(processor: Any) -> ImageInput:
+    """Return what a processor does, as found by trying it; raise one of many errors if it does anything else."""
     whole = ProcessorTransform(processor)
     wide, tall, black, white = (
         whole(Image.new("RGB", size, colour)) for size, colour in zip(_TRIED_SIZES, _TRIED_COLOURS, strict=True)
@@ -113,7 +180,7 @@ def _described(processor: Any) -> ImageInput:
         expected = torch.tensor([(value - m) / s for m, s in zip(mean, std, strict=True)])
         if not torch.allclose(pixels[middle], expected, rtol=1e-4, atol=1e-4):
             raise ValueError(f"{name} becomes {pixels[middle].tolist()}, by its settings {expected.tolist()}")
-    edges = _shown(processor.size) or {}
+    edges = _plain(processor.size) or {}
     resized = edges.get("height") or edges.get("shortest_edge") or size
     return ImageInput(
         size=size,
@@ -145,8 +212,8 @@ def _per_channel(value: Any, name: str) -> tuple[float, ...]:
     return values
 
 
-def _shown(value: Any) -> Any:
-    """Return a setting as its file has it; sizes without the edges that they leave open."""
+def _plain(value: Any) -> Any:
+    """Return a setting as its file has it, and a size without the edges that it leaves open."""
     if isinstance(value, dict) or hasattr(value, "shortest_edge"):  # a dict, or a SizeDict of transformers
         return {key: edge for key, edge in dict(value).items() if edge is not None}
     return int(value) if isinstance(value, IntEnum) else value

@@ -15,7 +15,7 @@ from lowbit.config.teacher import teacher_data, trains_teacher
 from lowbit.data.image_sets import unusable_images
 from lowbit.data.text_rows import row_problems
 from lowbit.hub import OutOfReachError
-from lowbit.modeling.build import build_tokenizer
+from lowbit.modeling.inputs import build_tokenizer
 from lowbit.settings.data import TokenizerKind
 from lowbit.settings.run import Config
 from lowbit.training.preview import preview

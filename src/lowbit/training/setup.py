@@ -23,9 +23,9 @@ from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, 
 from lowbit.data.tokens import tokenizer_state
 from lowbit.hub import OutOfReachError
 from lowbit.modeling import Instrument, Rule, prepare
-from lowbit.modeling.build import Origin, build_model, build_tokenizer
+from lowbit.modeling.build import Origin, build_model
 from lowbit.modeling.families import family_of
-from lowbit.modeling.inputs import PREPROCESSOR, image_input
+from lowbit.modeling.inputs import PREPROCESSOR, build_tokenizer, image_input
 from lowbit.settings.data import DataKind, TokenizerKind
 from lowbit.settings.model import ModelConfig, ModelKind, TeacherSource
 from lowbit.settings.recipe import StudentInit

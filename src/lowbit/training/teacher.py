@@ -16,8 +16,8 @@ from lowbit.config.teacher import teacher_model
 from lowbit.data import DataInfo, StepDataModule
 from lowbit.files import DamagedFileError, move_folder, read_json, remove_leftovers, set_aside, write_json
 from lowbit.modeling import Instrument, prepare
-from lowbit.modeling.build import build_tokenizer
-from lowbit.modeling.descriptions import save_description
+from lowbit.modeling.inputs import build_tokenizer
+from lowbit.modeling.labels import save_description
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_teacher_stage
 from lowbit.results.run_file import missing_of_teacher

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from lowbit.modeling.attention import attend
 from lowbit.modeling.families.family import Family, LayerNames, Undo
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 ATTENTION_NAME = "lowbit"
 
 
-def _route_hf(model: nn.Module, attentions: list[nn.Module]) -> Undo:
-    """Register the core once and choose it for this model, on a config of its own.
+def route_attention_function(model: nn.Module, attentions: list[nn.Module]) -> Undo:
+    """Choose the core as the attention function of one model of transformers.
 
-    Both interfaces are needed: with the attention alone, transformers passes no padding mask, silently.
+    This suits every model whose attention calls `ALL_ATTENTION_FUNCTIONS`.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
+    # With the attention alone, transformers would silently pass no padding mask.
     AttentionInterface.register(ATTENTION_NAME, _hf_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, eager_mask)
-    # Two models built from one config object share its attention implementation; this one gets its own copies.
+    # Models that are built from one config object share its attention implementation, so this one gets copies.
     shared = {module: module.config for module in model.modules() if hasattr(module, "config")}
     copies: dict[int, Any] = {}
     for module, config in shared.items():
         module.config = copies.setdefault(id(config), copy.deepcopy(config))
-    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[operator]
+    cast("PreTrainedModel", model).set_attn_implementation(ATTENTION_NAME)
 
     def undo() -> None:
         for module, config in shared.items():
@@ -77,8 +81,7 @@ HF_BERT = Family(
         "classifier": ("classifier", "qa_outputs"),
     },
     inputs=("input_ids", "attention_mask", "token_type_ids"),
-    fused_qkv=False,
-    route_attention=_route_hf,
+    route_attention=route_attention_function,
 )
 HF_ROBERTA = Family(
     name="hf_roberta",
@@ -100,8 +103,7 @@ HF_ROBERTA = Family(
         "classifier": ("classifier.out_proj", "classifier", "qa_outputs"),  # a linear layer, where words are tagged
     },
     inputs=("input_ids", "attention_mask", "token_type_ids"),
-    fused_qkv=False,
-    route_attention=_route_hf,
+    route_attention=route_attention_function,
 )
 HF_VIT = Family(
     name="hf_vit",
@@ -124,6 +126,5 @@ HF_VIT = Family(
         "classifier": ("classifier",),
     },
     inputs=("pixel_values",),
-    fused_qkv=False,
-    route_attention=_route_hf,
+    route_attention=route_attention_function,
 )

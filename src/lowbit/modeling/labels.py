@@ -1,4 +1,4 @@
-"""The labels that a checkpoint was trained on: compared with the data set's, and written beside the weights."""
+"""The labels of a trained head: compared with the data set's, put into their order, and saved with the weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,56 +17,60 @@ from lowbit.data import DataInfo
 from lowbit.files import write_text
 from lowbit.modeling.families import family_of
 
-# `LABEL_0` of transformers, `0`: no name but the place of a label in the data set.
-_NAMELESS = re.compile(r"(?:label[ _]?)?(\d+)")
-_WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders; heads trained on them call the same classes by words
+# `LABEL_0` of transformers and `0` are no names, only the index of a label.
+_NUMBERED = re.compile(r"(?:label[ _]?)?(\d+)")
+_WORDNET = re.compile(r"n\d{8}")  # ImageNet's folders; heads trained on them name the same classes by words
 _SHOWN = 20  # labels in a message
-_SPELLINGS = 0.5  # share of such words that must agree: WordNet's are not spelled alike everywhere
+_AGREEMENT = 0.5  # share of such words that must agree, because not everyone spells WordNet's words alike
 
 
 def label_order(source: str, theirs: Mapping[int, str] | None, info: DataInfo) -> list[int] | None:
-    """Return which output of a checkpoint's head is each label of the data set; None: they are in one order.
+    """Return which output of a checkpoint's head is each label of the data set; None if the order is the same.
 
-    They are also where only one of the two has names, unless the head's numbers say otherwise: `LABEL_1`, `LABEL_0`.
+    If only one of the two has names, the order counts as the same, unless the head numbers its outputs in another
+    order: `LABEL_1`, `LABEL_0`.
 
     Raises:
-        ValueError: with names on both sides, if they are not the same ones.
+        ValueError: If both have names, and not the same ones.
     """
     names = [theirs[index] for index in sorted(theirs)] if theirs else []
     if not (len(names) == len(info.labels) == info.num_labels):
         return None
-    for spelled in (_composed, _plain):
-        found, wanted = [*map(spelled, names)], [*map(spelled, info.labels)]
+    for spell in (_compose, _simplify):
+        found, wanted = [*map(spell, names)], [*map(spell, info.labels)]
         if set(found) == set(wanted) and len(set(found)) == len(found):
             return None if found == wanted else [found.index(name) for name in wanted]
-    if names == list(info.labels):  # two of one name
+    if names == list(info.labels):  # two labels have one name
         return None
     numbers, ours = _numbers(names), _numbers(info.labels)
     if numbers is not None and ours is None and numbers != sorted(numbers):
         return [numbers.index(number) for number in sorted(numbers)]
     if (numbers is None) != (ours is None) or (numbers is not None and numbers == sorted(numbers)):
         return None
-    if _in_words(info.labels, names) or _in_words(names, info.labels):
+    if _are_words_of(info.labels, names) or _are_words_of(names, info.labels):
         return None
     raise ValueError(
-        f"{source}: its head has the labels {_listed(names)}, but data={info.name} has {_listed(info.labels)}. Give a "
+        f"{source}: its head has the labels {_list(names)}, but data={info.name} has {_list(info.labels)}. Give a "
         "checkpoint of these labels or one without a head, or correct id2label in its config.json"
     )
 
 
-def reorder_head(model: nn.Module, order: Sequence[int]) -> None:
-    """Put the outputs of a model's head into another order, in place."""
+def order_head(source: str, model: nn.Module, labels: Mapping[int, str] | None, info: DataInfo) -> None:
+    """Put the outputs of a trained head into the order of the data set's labels, in place."""
+    order = label_order(source, labels, info)
+    if order is None:
+        return
     for name in family_of(model).role_names(model)["classifier"]:
-        head: Any = model.get_submodule(name)
+        head = cast("nn.Linear", model.get_submodule(name))
         with torch.no_grad():
             for tensor in (head.weight, head.bias):
                 if tensor is not None:
-                    tensor.copy_(tensor[list(order)].clone())
+                    tensor.copy_(tensor[order].clone())
 
 
 def name_labels(model: nn.Module, info: DataInfo) -> None:
     """Write the names of the labels into a Hugging Face model's config, from where `save_pretrained` takes them."""
-    config: Any = getattr(model, "config", None)
+    config = getattr(model, "config", None)
     if config is not None:
         named = len(info.labels) == info.num_labels
         names = info.labels if named else [f"LABEL_{index}" for index in range(info.num_labels)]
@@ -75,8 +79,8 @@ def name_labels(model: nn.Module, info: DataInfo) -> None:
 
 
 def save_description(model: nn.Module, info: DataInfo, folder: Path) -> None:
-    """Write config.json: for plain transformers' `from_pretrained`; of other models the labels, as timm names them."""
-    config: Any = getattr(model, "config", None)
+    """Write config.json: for transformers' `from_pretrained`, or, for other models, the labels as timm names them."""
+    config = getattr(model, "config", None)
     if config is not None:
         config.architectures = [type(model).__name__]
         config.save_pretrained(folder)
@@ -85,16 +89,16 @@ def save_description(model: nn.Module, info: DataInfo, folder: Path) -> None:
         write_text(folder / MODEL_CONFIG, json.dumps(facts, indent=2, ensure_ascii=False))
 
 
-def described_labels(folder: Path) -> Mapping[int, str] | None:
-    """Return the labels in the config.json that timm or lowbit wrote beside weights of timm; None without names."""
+def saved_labels(folder: Path) -> Mapping[int, str] | None:
+    """Return the labels in the config.json that timm or lowbit wrote beside timm weights; None without names."""
     file = folder / MODEL_CONFIG
     return timm_labels(json.loads(file.read_bytes())) if file.is_file() else None
 
 
 def timm_labels(facts: Mapping[str, Any], *, guess: bool = False) -> Mapping[int, str] | None:
-    """Return the labels in the facts that timm keeps of a model; None where it has no names.
+    """Return the labels in the facts that timm keeps of a model; None if it has no names.
 
-    `guess` takes a model of as many classes as ImageNet has for one of ImageNet, as timm does.
+    With `guess`, a model that has as many classes as ImageNet counts as a model of ImageNet, as in timm.
     """
     names = facts.get("label_names") or facts.get("pretrained_cfg", {}).get("label_names")
     if not names and guess:
@@ -107,39 +111,38 @@ def timm_labels(facts: Mapping[str, Any], *, guess: bool = False) -> Mapping[int
     return {int(key): name for key, name in names.items()} if isinstance(names, dict) else dict(enumerate(names))
 
 
-def _in_words(labels: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether names are the words of labels that are ids of WordNet, in one order but for their spelling."""
+def _are_words_of(labels: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether labels are ids of WordNet, and names their words in the same order, but for the spelling."""
     if not all(map(_WORDNET.fullmatch, labels)):
         return False
     from timm.data.imagenet_info import ImageNetInfo
 
     known = ImageNetInfo("imagenet-1k")
     every: list[str] = known.label_names()  # type: ignore[no-untyped-call]
-    described = {label: known.label_name_to_description(label) for label in every}
+    words = {label: known.label_name_to_description(label) for label in every}
     pairs = zip(labels, names, strict=True)
-    alike = [not _synonyms(described.get(label, "")).isdisjoint(_synonyms(name)) for label, name in pairs]
-    return sum(alike) > _SPELLINGS * len(alike)
+    alike = [not _synonyms(words.get(label, "")).isdisjoint(_synonyms(name)) for label, name in pairs]
+    return sum(alike) > _AGREEMENT * len(alike)
 
 
 def _synonyms(words: str) -> set[str]:
-    return {_plain(word) for word in words.split(",")}
+    return {_simplify(word) for word in words.split(",")}
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:
     """Return the numbers of labels without names; None if they have names."""
-    found = [_NAMELESS.fullmatch(name.strip().lower()) for name in names]
+    found = [_NUMBERED.fullmatch(name.strip().lower()) for name in names]
     return None if None in found else [int(number[1]) for number in found if number]
 
 
-def _composed(name: str) -> str:
-    """Return a name with one spelling of each accented letter: file systems do not agree on it."""
-    return unicodedata.normalize("NFC", name)
+def _compose(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # file systems do not agree on how to store accented letters
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "_", _composed(name).strip().lower())
+def _simplify(name: str) -> str:
+    return re.sub(r"[\W_]+", "_", _compose(name).strip().lower())
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list(names: Sequence[str]) -> str:
     shown = ", ".join(map(str, names[:_SHOWN]))
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
