@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from lowbit.settings.data import GlueTask
+from lowbit.settings.data import GlueTask, Score
 
-Score = Literal["accuracy", "matthews", "accuracy_f1", "pearson_spearman", "f1", "entity_f1", "ndcg"]
 LARGEST_SCORE = 5.0  # of STS-B, whose labels are similarities from 0 on
 REPOSITORY = "nyu-mll/glue"
 # A commit of January 2024; unverified, since this was written without network access.

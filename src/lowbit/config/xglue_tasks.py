@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lowbit.config.glue_tasks import Score
-from lowbit.settings.data import XglueTask
+from lowbit.settings.data import Score, XglueTask
 
 Part = Literal["train", "dev"]
 REPOSITORY = "microsoft/xglue"

@@ -11,12 +11,11 @@ from functools import lru_cache
 import torch
 
 from lowbit.data.grammar import Draws, Frame, draw_frame
-from lowbit.data.info import DataInfo
 from lowbit.data.lexicon import VOCABULARY
 from lowbit.data.sampling import Stream, generator_for
 from lowbit.data.splits import Splits, TextSplit
 from lowbit.data.tokens import Tokens
-from lowbit.settings.data import DataConfig, Padding, TokenizerKind
+from lowbit.settings.data import DataConfig, DataInfo, Padding, TokenizerKind
 
 TRAIN_SIZE, EVAL_SIZE = 20_000, 2_000
 # The shortest sentences have three words (`the key falls`); longer ones than this are drawn again.

@@ -11,10 +11,9 @@ from lowbit.data.datamodule import StepDataModule
 from lowbit.data.digits import digits_info, digits_splits
 from lowbit.data.glue import glue_info, glue_splits
 from lowbit.data.image_sets import image_info, image_splits
-from lowbit.data.info import DataInfo, ImageInput
 from lowbit.data.squad import squad_data, squad_info
 from lowbit.data.xglue import xglue_info, xglue_splits
-from lowbit.settings.data import DataConfig, DataKind, TokenizerKind
+from lowbit.settings.data import DataConfig, DataInfo, DataKind, ImageInput, TokenizerKind
 
 
 def data_info(config: DataConfig) -> DataInfo:

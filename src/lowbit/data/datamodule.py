@@ -10,11 +10,10 @@ from lightning import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from lowbit.config.budget import epoch_steps, rows_per_step
-from lowbit.data.info import DataInfo
 from lowbit.data.sampling import StepBatchSampler, Stream, generator_for
 from lowbit.data.shares import Share, ShareOfBatches
 from lowbit.data.splits import Batch, Split, Splits, TextSplit
-from lowbit.settings.data import DataConfig, Padding
+from lowbit.settings.data import DataConfig, DataInfo, Padding
 
 T = TypeVar("T")
 MOST_WORKERS = 8

@@ -4,10 +4,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from lowbit.data.info import DataInfo
 from lowbit.data.sampling import Stream, generator_for
 from lowbit.data.splits import ImageSplit, RandomShift, Splits
-from lowbit.settings.data import DataConfig
+from lowbit.settings.data import DataConfig, DataInfo
 
 TRAIN_SIZE, VALIDATION_SIZE, TEST_SIZE = 1297, 200, 300
 LARGEST_PIXEL = 16.0

@@ -17,10 +17,9 @@ from lowbit.config.glue_tasks import REVISION, TRAIN, SplitName
 from lowbit.data.bad_rows import cached_tokens, check_labels_differ, list_bad_rows
 from lowbit.data.cache import Tensors, content_key
 from lowbit.data.glue_rows import read_rows
-from lowbit.data.info import DataInfo
 from lowbit.data.splits import Splits, TextSplit, fixed_width
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
-from lowbit.settings.data import DataConfig, OnBadRow
+from lowbit.settings.data import DataConfig, DataInfo, OnBadRow
 
 _FORMAT = 2  # of the cache; another number forgets every file
 

@@ -29,11 +29,10 @@ from lowbit.data.cache import Tensors, cached, content_key
 from lowbit.data.image_source import DECODER, FileImages, ImageSource, PixelImages, UnreadableImageError
 from lowbit.data.image_split import DecodedSplit
 from lowbit.data.image_transforms import evaluation_transform, training_transform, with_settings
-from lowbit.data.info import DataInfo, ImageInput
 from lowbit.data.sampling import Stream, generator_for
 from lowbit.data.splits import Splits
 from lowbit.hub import OutOfReachError
-from lowbit.settings.data import DataConfig, DataKind, OnBadRow
+from lowbit.settings.data import DataConfig, DataInfo, DataKind, ImageInput, OnBadRow
 
 Split = Literal["train", "val"]
 

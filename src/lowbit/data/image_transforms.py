@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowbit.data.info import ImageInput
 from lowbit.data.sampling import generator_for
-from lowbit.settings.data import ImageConfig
+from lowbit.settings.data import ImageConfig, ImageInput
 
 Transform = Callable[[Any], Tensor]
 _PADDING = 8  # published for CIFAR: 4 pixels of 32

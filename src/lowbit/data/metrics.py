@@ -9,12 +9,11 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
-from lowbit.config.glue_tasks import Score
-from lowbit.data.info import DataInfo
 from lowbit.data.ranking import QueryScores
 from lowbit.data.spans import SpanScores, SpanSplit
 from lowbit.data.splits import Split
 from lowbit.data.tagging import EntityF1, TagAccuracy
+from lowbit.settings.data import DataInfo, Score
 
 
 class MatthewsCorrCoef(MulticlassMatthewsCorrCoef):

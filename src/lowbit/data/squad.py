@@ -17,13 +17,12 @@ from lowbit.config.data_files import file_digest, limit_rows
 from lowbit.config.squad_files import Part, squad_description, squad_file, train_questions
 from lowbit.data.bad_rows import cached_tokens, list_bad_rows
 from lowbit.data.cache import Tensors, content_key
-from lowbit.data.info import DataInfo
 from lowbit.data.spans import SpanAnswers, SpanSplit
 from lowbit.data.splits import Splits, fixed_width
 from lowbit.data.squad_rows import read_questions
 from lowbit.data.tokens import Tokens, tokenizer_state
 from lowbit.data.windows import Windows, WindowSettings, cut_windows
-from lowbit.settings.data import DataConfig
+from lowbit.settings.data import DataConfig, DataInfo
 
 _FORMAT = 1  # of the cache; another number forgets every file
 

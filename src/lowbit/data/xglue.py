@@ -20,13 +20,12 @@ from lowbit.config.xglue_files import evaluated_languages, find_part, xglue_desc
 from lowbit.config.xglue_tasks import REPOSITORY, REVISION, Part
 from lowbit.data.bad_rows import cached_tokens, check_labels_differ, list_bad_rows
 from lowbit.data.cache import Tensors, content_key
-from lowbit.data.info import DataInfo
 from lowbit.data.ranking import RankedSplit, numbered
 from lowbit.data.splits import Splits, TextSplit, fixed_width
 from lowbit.data.tagging import NO_TAG, TagSplit, tokenize_words
 from lowbit.data.tokens import Tokens, tokenize, tokenizer_state
 from lowbit.data.xglue_rows import Sentences, read_sentences, read_texts
-from lowbit.settings.data import DataConfig, DataSource, OnBadRow
+from lowbit.settings.data import DataConfig, DataInfo, DataSource, OnBadRow
 
 _FORMAT = 2  # of the cache; another number forgets every file
 

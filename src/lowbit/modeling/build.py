@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from lowbit.config.model_files import MODEL_CONFIG, WEIGHTS, weight_file
-from lowbit.data import DataInfo
 from lowbit.hub import first_line, quiet_hub
 from lowbit.modeling.families import HF_BERT, TIMM_VIT, Family, family_of
 from lowbit.modeling.hub import NO_CODE, loading, out_of_reach, setting_of, source_of
 from lowbit.modeling.labels import name_labels, order_head, saved_labels, timm_labels
 from lowbit.modeling.weights import not_finite, read_weights
+from lowbit.settings.data import DataInfo
 from lowbit.settings.model import ModelConfig, ModelKind
 
 if TYPE_CHECKING:

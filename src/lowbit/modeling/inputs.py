@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lowbit.data import ImageInput
 from lowbit.modeling.build import plan_timm
 from lowbit.modeling.hub import NO_CODE, loading, setting_of, source_of
+from lowbit.settings.data import ImageInput
 from lowbit.settings.model import ModelConfig, ModelKind
 
 if TYPE_CHECKING:

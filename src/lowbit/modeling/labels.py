@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from lowbit.config.model_files import MODEL_CONFIG
-from lowbit.data import DataInfo
 from lowbit.files import write_text
 from lowbit.modeling.families import family_of
+from lowbit.settings.data import DataInfo
 
 # `LABEL_0` of transformers and `0` are no names, only the index of a label.
 _NUMBERED = re.compile(r"(?:label[ _]?)?(\d+)")

@@ -1,6 +1,6 @@
 """Quantization rules: an ordered list that says which module gets which quantizers, resolved to names.
 
-Works on names and module types alone, so it also runs on meta-device models.
+Only names and module types count, so models on the meta device will do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import difflib
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import nn
 
@@ -20,18 +20,19 @@ from lowbit.quantizers import QuantizerSpec
 Setting = QuantizerSpec | Literal["off"] | None
 Slot = tuple[str, str | None]
 """Module name, and the block of its rows if it holds several roles (timm's qkv)."""
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule. A setting of None leaves what earlier rules said; "off" removes it.
+    """One rule. A setting of None keeps what earlier rules set; "off" removes it.
 
     Attributes:
-        match: roles, or patterns of module names (`*` and `?`).
-        weight, input: for the matched linear, embedding or convolution layers.
-        bmm: for the operands of the attention products; only with the role `attention`.
-        operands: the operands that `bmm` is for.
-        required: an entry of `match` that matches nothing is an error; False for roles that some families lack.
+        match: Roles, or patterns of module names (`*` and `?`).
+        weight, input: Quantizers of the matched linear, embedding or convolution layers.
+        bmm: Quantizer of the operands of the attention products; only with the role `attention`.
+        operands: The operands that `bmm` is for.
+        required: Whether an entry of `match` that matches nothing is an error; False for roles that some families lack.
     """
 
     match: tuple[str, ...]
@@ -62,50 +63,29 @@ def resolve(model: nn.Module, family: Family, rules: tuple[Rule, ...]) -> Resolv
     """Apply the rules in order; later ones win.
 
     Raises:
-        ValueError: listing every entry that matches nothing or makes no sense.
+        ValueError: Listing every entry that matches nothing or makes no sense.
     """
-    resolved = Resolved()
-    roles = family.role_names(model)
+    resolved, roles = Resolved(), family.role_names(model)
     for index, rule in enumerate(rules):
+        where = f"rules[{index}]"
         for entry in rule.match:
-            _apply(rule, entry, f"rules[{index}]", model, family, roles, resolved)
+            if entry == "attention":
+                _apply_to_attention(rule, where, roles[entry], resolved)
+            elif rule.bmm is not None:
+                resolved.problems.append(f"{where}: `bmm` is for match: [attention], not {entry!r}")
+            elif slots := _slots(entry, model, family, roles):
+                _apply_to_layers(rule, entry, model, slots, resolved)
+            elif rule.required:
+                fault = f"{where}: match {entry!r} matches no module of {family.name}."
+                resolved.problems.append(f"{fault} {_hint(entry, roles)}")
+            else:
+                resolved.report.append(f"{entry}: not in this family, skipped")
     if resolved.problems:
         raise ValueError("quantizer rules do not fit the model:\n" + "\n".join(f"  {p}" for p in resolved.problems))
     return resolved
 
 
-def _apply(
-    rule: Rule,
-    entry: str,
-    where: str,
-    model: nn.Module,
-    family: Family,
-    roles: dict[str, list[str]],
-    resolved: Resolved,
-) -> None:
-    if entry == "attention":
-        _apply_attention(rule, where, roles[entry], resolved)
-        return
-    if rule.bmm is not None:
-        resolved.problems.append(f"{where}: `bmm` is for match: [attention], not {entry!r}")
-        return
-    slots = _slots(entry, model, family, roles)
-    if not slots:
-        if rule.required:
-            resolved.problems.append(
-                f"{where}: match {entry!r} matches no module of {family.name}. {_hint(entry, roles)}"
-            )
-        else:
-            resolved.report.append(f"{entry}: not in this family, skipped")
-        return
-    for slot in slots:
-        _set(resolved.weights, slot, rule.weight)
-        _set(resolved.inputs, slot, rule.input)
-    settings = [f"{name} {value}" for name in ("weight", "input") if (value := getattr(rule, name)) is not None]
-    resolved.report.append(f"{entry}: {_count(model, slots)}: {', '.join(settings) or 'nothing set'}")
-
-
-def _apply_attention(rule: Rule, where: str, names: list[str], resolved: Resolved) -> None:
+def _apply_to_attention(rule: Rule, where: str, names: list[str], resolved: Resolved) -> None:
     if rule.weight is not None or rule.input is not None:
         resolved.problems.append(f"{where}: match 'attention' takes `bmm`, not `weight` or `input`")
     unknown = sorted(set(rule.operands) - set(OPERANDS))
@@ -117,11 +97,21 @@ def _apply_attention(rule: Rule, where: str, names: list[str], resolved: Resolve
     resolved.report.append(f"attention: {len(names)} modules: {', '.join(rule.operands)} {rule.bmm}")
 
 
-def _set(target: dict[tuple[str, str], QuantizerSpec] | dict[Slot, QuantizerSpec], key: Slot, value: Setting) -> None:
-    if value == "off":
-        target.pop(key, None)  # type: ignore[arg-type]
-    elif isinstance(value, QuantizerSpec):
-        target[key] = value  # type: ignore[index]
+def _apply_to_layers(rule: Rule, entry: str, model: nn.Module, slots: list[Slot], resolved: Resolved) -> None:
+    for slot in slots:
+        _set(resolved.weights, slot, rule.weight)
+        _set(resolved.inputs, slot, rule.input)
+    kinds = Counter(type(model.get_submodule(name)).__name__.removeprefix("Quant").lower() for name, _ in slots)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    settings = [f"{name} {value}" for name in ("weight", "input") if (value := getattr(rule, name)) is not None]
+    resolved.report.append(f"{entry}: {counts}: {', '.join(settings) or 'nothing set'}")
+
+
+def _set(specs: dict[K, QuantizerSpec], key: K, setting: Setting) -> None:
+    if setting == "off":
+        specs.pop(key, None)
+    elif isinstance(setting, QuantizerSpec):
+        specs[key] = setting
 
 
 def _slots(entry: str, model: nn.Module, family: Family, roles: dict[str, list[str]]) -> list[Slot]:
@@ -134,11 +124,6 @@ def _slots(entry: str, model: nn.Module, family: Family, roles: dict[str, list[s
         if fnmatchcase(name, entry) and isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
             slots.extend([(name, block) for block in QKV] if name in fused else [(name, None)])
     return slots
-
-
-def _count(model: nn.Module, slots: list[Slot]) -> str:
-    kinds = Counter(type(model.get_submodule(name)).__name__.removeprefix("Quant").lower() for name, _ in slots)
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
 def _hint(entry: str, roles: dict[str, list[str]]) -> str:

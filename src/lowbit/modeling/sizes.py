@@ -1,6 +1,6 @@
-"""Simulated size: the bytes a model would take with its low-bit weights packed, scales included.
+"""Simulated size: the bytes that a model would take with its low-bit weights packed, scales included.
 
-Fake quantization trains float weights, so this is what an export would store, not what is in memory.
+Fake quantization trains float weights, so this is the size of an export, not of the model in memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ModelSize:
 
 
 def model_size(instrument: Instrument, prefix: str = "") -> ModelSize:
-    """Return the size of a prepared model; `prefix` limits it to parameters of that name prefix (`bert.`).
+    """Return the size of a prepared model, or only of the parameters whose names begin with `prefix` (`bert.`).
 
     Every parameter of the plain model counts 32 bits in float. A quantized weight counts its storage bits and its
     scales; learned or kept numbers of input quantizers count 32 bits each.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,6 @@ SPLIT_GRANULARITY: Mapping[str, str] = MappingProxyType(
     {**dict.fromkeys((*LAYER_ROLES, "pooler"), "tensor"), "word_embedding": "row"}
 )
 """What BinaryBERT splits, and which weights share a scale there."""
-_HEAD_COUNTS = ("num_attention_heads", "num_heads")
-_ALL_HEADS_WIDTHS = ("all_head_size", "attn_dim")
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
@@ -118,11 +116,7 @@ def _narrow_attention(family: Family, layer: nn.Module, share: float, keep: Keep
         for role in QKV:
             _keep_rows(_linear(layer, getattr(family.names, role)), kept)
     _keep_columns(attn_out, kept)
-    attention = layer.get_submodule(family.names.attention)
-    for names, value in ((_HEAD_COUNTS, len(kept) // width), (_ALL_HEADS_WIDTHS, len(kept))):
-        for name in names:
-            if hasattr(attention, name):
-                setattr(attention, name, value)
+    family.set_head_count(layer, len(kept) // width, len(kept))
 
 
 def _most_important(outgoing: nn.Linear, groups: int, share: float, keep: Keep) -> Tensor:
@@ -281,7 +275,8 @@ def split_ternary(model: nn.Module, granularity: Mapping[str, str] = SPLIT_GRANU
             module = student.get_submodule(name)
             if family.fused_qkv and role in QKV:
                 if role == QKV[0]:
-                    student.set_submodule(name, SplitFusedLinear.from_ternary(module, *blocks))  # type: ignore[arg-type]
+                    split = SplitFusedLinear.from_ternary(cast("nn.Linear", module), *blocks)
+                    student.set_submodule(name, split)
             elif isinstance(module, nn.Linear):
                 student.set_submodule(name, SplitLinear.from_ternary(module, kind))
             elif isinstance(module, nn.Embedding):
@@ -329,7 +324,7 @@ def _plain_family(model: nn.Module) -> Family:
 
 
 def _refuse_split(model: nn.Module) -> None:
-    found: list[Any] = [name for name, module in model.named_modules() if isinstance(module, Split)]
+    found = [name for name, module in model.named_modules() if isinstance(module, Split)]
     if found:
         raise ValueError(f"module {found[0]!r} is split already: split and narrow take models of whole layers")
 

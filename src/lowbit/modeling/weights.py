@@ -1,4 +1,4 @@
-"""Weights in files and in memory: whole, and finite; looked at before anything uses or records them."""
+"""Weights in files and in memory: checked to be whole and finite before anything uses or records them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
     Raises:
-        ValueError: the file is missing, not whole, or holds NaN or an infinity; names it and says what is wrong.
+        ValueError: If the file is missing, is not whole, or holds NaN or an infinity.
     """
     try:
         tensors = load_file(path)
@@ -34,6 +34,6 @@ def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     if not tensors:
         return None
     whole = [torch.isfinite(tensor).all() for tensor in tensors.values()]
-    if bool(torch.stack([flag.to(whole[0].device) for flag in whole]).all()):  # one look at the device
+    if bool(torch.stack([flag.to(whole[0].device) for flag in whole]).all()):  # one transfer from the device
         return None
     return next(name for name, flag in zip(tensors, whole, strict=True) if not flag)

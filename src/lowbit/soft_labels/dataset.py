@@ -10,11 +10,10 @@ from torch import Tensor
 
 from lowbit.data.datamodule import StepDataModule
 from lowbit.data.image_split import DecodedSplit
-from lowbit.data.info import DataInfo
 from lowbit.data.sampling import generator_for
 from lowbit.data.shares import Share
 from lowbit.data.splits import Batch, ImageSplit, Split, Splits
-from lowbit.settings.data import DataConfig
+from lowbit.settings.data import DataConfig, DataInfo
 from lowbit.soft_labels.crops import CHOSEN, CropTransform
 from lowbit.soft_labels.files import complete_manifest, count_images, store_folder
 from lowbit.soft_labels.store import Images, SoftLabelStore, matching_manifest

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowbit.data.cache import Tensors, cached
 from lowbit.data.image_source import FileImages
-from lowbit.data.info import DataInfo
+from lowbit.settings.data import DataInfo
 from lowbit.soft_labels.crops import CropTransform
 from lowbit.soft_labels.files import AGAIN, LabelKind, LabelType, Manifest, complete_manifest, shard_names
 
