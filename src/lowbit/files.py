@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, JSON that carries its own digest (imports nothing of ours)."""
+"""Files that are whole or absent: atomic writes, and JSON with its own digest (imports nothing of ours)."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 SEAL = "sha256"  # key of the digest in a JSON file of ours
 _REWRITE = "Delete that file and run the same command again to rewrite it."
 _TEMPORARY = ".tmp"
-_STALE_SECONDS = 3600  # after so long without a write, what another machine was writing is a leftover
+_STALE_SECONDS = 3600  # a temporary file of another machine is a leftover after this time without a write
 
 
 class DamagedFileError(ValueError):
-    """A file is not what was written.
+    """The content of a file is not what was written.
 
     Attributes:
         path: The file.
-        fault: What is wrong; names the file, and not the remedy, which depends on what the file is needed for.
+        fault: What is wrong with it. The remedy is separate, because it depends on what the file is needed for.
     """
 
     def __init__(self, path: Path, fault: str, remedy: str = "") -> None:
@@ -36,17 +36,17 @@ class DamagedFileError(ValueError):
 
 
 @contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends it takes the name of `path`.
+def atomic_write(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary path for the new content; when the block ends, the temporary file replaces `path`.
 
-    A reader sees the old file or the whole new one. The new file is on disk before it gets its name (unless `sync` is
-    false), and has the permissions of any new file, whoever wrote it. If the block raises, the old file stays.
+    A reader sees the previous file or the whole new one. The new file is on disk before it gets its name (unless `sync`
+    is false), and has the permissions of any new file. If the block raises, the previous file stays.
 
     Raises:
-        OSError: the file cannot be written: the disk is full, for example; names `path`.
+        OSError: If the file cannot be written, for example because the disk is full; names `path`.
     """
-    # The same folder, because os.replace is atomic only within one file system; the writer's process in the name, so
-    # that `remove_leftovers` knows whether it lives.
+    # In the same folder, because a rename is atomic only within one file system. The name contains the process, so that
+    # `remove_leftovers` knows whether the writer is alive.
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, f"{path} is a folder; name a file in it")
     writer = f"{socket.gethostname()}-{os.getpid()}"
@@ -65,7 +65,8 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise _not_written(path, error) from error
     finally:
-        _unlink(temporary)
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def _not_written(path: Path, error: OSError) -> OSError:
@@ -75,29 +76,19 @@ def _not_written(path: Path, error: OSError) -> OSError:
     return OSError(error.errno, text) if error.errno is not None else OSError(text)
 
 
-def _unlink(path: Path) -> None:
-    """Remove a file, if it is there and its folder is one."""
-    try:
-        path.unlink(missing_ok=True)
-    except NotADirectoryError:
-        return
-
-
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers left that were killed: temporary files of processes that are gone.
+    """Remove the temporary files of writers that were killed.
 
-    Those of another machine, of unknown origin, or of a process whose id another one has now, go after an hour without
-    a write; those of another user stay. Call this under the folder's lock, if it has one.
+    If it is unknown whether the writer is alive (another machine, an id that another process has now), the file is
+    removed after an hour without a write. Files of another user stay. Call this under the folder's lock, if it has one.
     """
-    for path in [*folder.rglob(f".*{_TEMPORARY}"), *folder.rglob(".tmp??????")]:  # the latter of safetensors itself
-        try:
-            if _is_left_over(path):
+    for path in [*folder.rglob(f".*{_TEMPORARY}"), *folder.rglob(".tmp??????")]:  # the latter are of safetensors itself
+        with suppress(FileNotFoundError, PermissionError):  # the former if its writer has just finished
+            if _is_leftover(path):
                 path.unlink()
-        except (FileNotFoundError, PermissionError):  # the former: its writer has just finished
-            continue
 
 
-def _is_left_over(path: Path) -> bool:
+def _is_leftover(path: Path) -> bool:
     writer = path.name.removesuffix(_TEMPORARY).rpartition(".")[2] if path.suffix == _TEMPORARY else ""
     host, _, pid = writer.rpartition("-")
     if host == socket.gethostname() and pid.isdecimal() and not is_alive(int(pid)):
@@ -106,23 +97,23 @@ def _is_left_over(path: Path) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; no process has an id that the system could not give."""
+    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+    except (ProcessLookupError, OverflowError):  # the latter for an id that no process can have
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # it belongs to another user
         return True
     return True
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged file or folder, so that it is out of the way and can be looked at; return its new path."""
+    """Rename a damaged file or folder, so that it can be examined; return its new path."""
     return path.rename(_name_aside(path))
 
 
 def keep_copy(path: Path) -> Path:
-    """Copy a damaged file that is about to be replaced; return the path of the copy."""
+    """Copy a damaged file before it is replaced; return the path of the copy."""
     return Path(shutil.copyfile(path, _name_aside(path)))
 
 
@@ -135,7 +126,7 @@ def _name_aside(path: Path) -> Path:
 
 
 def move_folder(folder: Path, to: Path) -> None:
-    """Give a whole folder its final name, its content being on disk before."""
+    """Rename a folder after its content is on disk, so that a reader sees no part of it."""
     for path in [*folder.rglob("*"), folder]:
         if path.is_file() or path.is_dir():
             _sync(path)
@@ -144,7 +135,6 @@ def move_folder(folder: Path, to: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -153,21 +143,19 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, sync: bool = True) -> None:
-    """Write a text file atomically, making its folder."""
-    with replacing(path, sync=sync) as temporary:
+    """Write a text file atomically; create its folder."""
+    with atomic_write(path, sync=sync) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, payload: Any, *, sync: bool = True) -> None:
-    """Write `payload` as JSON so that a reader sees the old file or the whole new one, never a part.
-
-    An object gets one more key, `sha256`: the digest of the rest, which `read_json` compares.
+    """Write JSON atomically. An object gets one more key, `sha256`: the digest of the rest, which `read_json` compares.
 
     Raises:
-        TypeError: `payload` holds something that JSON cannot express; the old file stays.
-        ValueError: or a number that it cannot: NaN or an infinity.
+        TypeError: If `payload` holds something that JSON cannot express.
+        ValueError: If it holds NaN or an infinity.
     """
-    # Serialized before any file is touched, so a bad payload leaves nothing behind.
+    # Serialized before any file is opened, so that the previous file stays if the payload is bad.
     plain = json.loads(json.dumps(payload, allow_nan=False))
     if isinstance(plain, dict):
         plain[SEAL] = _digest(plain)
@@ -177,11 +165,11 @@ def write_json(path: Path, payload: Any, *, sync: bool = True) -> None:
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file without its digest, or None if there is no such file.
 
-    Files of earlier versions have no digest, and may hold NaN and infinities, which no other reader would take.
+    Files of earlier versions may lack a digest, and may hold NaN and infinities, which strict readers refuse.
 
     Raises:
-        DamagedFileError: the file is not valid JSON, or not what was written.
-        ValueError: there is a folder, or no folder where the file lies.
+        DamagedFileError: If the file is not valid JSON, or not what was written.
+        ValueError: If the path is a folder, or its parent is a file.
     """
     try:
         text = path.read_bytes()
@@ -202,11 +190,11 @@ def read_json(path: Path) -> Any:
 
 
 def _is_changed(content: dict[str, Any]) -> bool:
-    """Whether an object is not what was sealed; takes its seal out."""
+    """Take the digest out of an object, and return whether it differs from that of the rest."""
     sealed = content.pop(SEAL, None)
     if sealed is not None:
         return bool(sealed != _digest(content))
-    # No file of ours has such a value under another key: it is a seal whose key is damaged.
+    # No other key holds a digest, so this is one whose key is damaged.
     return any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in content.values())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lowbit.files import remove_leftovers, replacing, write_json
+from lowbit.files import atomic_write, remove_leftovers, write_json
 from lowbit.results import SCHEMA, read_run
 
 Payload = dict[str, Any]
@@ -169,14 +169,15 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
 
 def test_leftovers_of_dead_writers_go_and_no_others(tmp_path: Path) -> None:
     """A killed process leaves its temporary file; what another one is writing stays."""
-    code = "import os, sys, pathlib; from lowbit.files import replacing\nwith replacing(pathlib.Path(sys.argv[1])):\n"
+    code = "import os, sys\nfrom pathlib import Path\nfrom lowbit.files import atomic_write\n"
+    code += "with atomic_write(Path(sys.argv[1])):\n"
     subprocess.run([sys.executable, "-c", code + "    os._exit(9)", tmp_path / "stages" / "a.ckpt"], check=False)
     (left,) = tmp_path.rglob(".a.ckpt*")
     ours = f".a.json.01234567.{socket.gethostname()}-{os.getpid()}.tmp"  # of a process that had our id
     elsewhere = [tmp_path / ".a.json.01234567.far-9.tmp", tmp_path / ".tmpAb12xY", tmp_path / ours]
     for path in elsewhere:
         path.touch()
-    with replacing(tmp_path / "b.json") as mine:
+    with atomic_write(tmp_path / "b.json") as mine:
         remove_leftovers(tmp_path)
         assert [path.exists() for path in (left, *elsewhere, mine)] == [False, True, True, True, True]
     for path in elsewhere:

@@ -1,4 +1,4 @@
-"""The files of a model in a folder: whole, and of a format that is loaded, or refused by name (imports no torch)."""
+"""Checks of the files of a model in a folder: they are whole, and of a format that is loaded (imports no torch)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -17,9 +16,8 @@ WEIGHTS = "model.safetensors"
 WEIGHT_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _CONFIGS = (MODEL_CONFIG, "tokenizer_config.json", "preprocessor_config.json")
 _INDEX = ".index.json"
-_TEXT_FILES = (".json", ".txt", ".model")  # of models and tokenizers; the last of SentencePiece
+_TEXT_FILES = (".json", ".txt", ".model")  # of models and tokenizers; SentencePiece writes the last
 _OTHER_FORMATS = (".h5", ".msgpack", ".gguf", ".onnx", ".pt", ".pth", ".ckpt", ".ot", ".npz", ".bin", ".safetensors")
-_POINTER = b"version https://git-lfs"  # Git LFS leaves such a text in place of a file that it has not fetched
 _HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _OLD_PICKLE = b"\x80"  # torch.save before 1.6
 
@@ -27,10 +25,10 @@ _OLD_PICKLE = b"\x80"  # torch.save before 1.6
 def folder_problems(
     where: str, folder: Path, *, needs_config: bool, formats: tuple[str, ...] = WEIGHT_FILES
 ) -> list[str]:
-    """Return what keeps the model in a folder from being loaded, one line each, without reading its tensors.
+    """Return why the model in a folder cannot be loaded, one line per problem, without reading its tensors.
 
     Args:
-        where: What a message calls the folder, for example `model.path=FOLDER`.
+        where: Name of the folder in messages, for example `model.path=FOLDER`.
         folder: The folder.
         needs_config: Whether there must be a config.json.
         formats: Names of weight files, the preferred first.
@@ -44,7 +42,7 @@ def folder_problems(
 
 
 def source_problems(key: str, source: str) -> list[str]:
-    """Return what is wrong with a setting that names a folder or a model of the hub, of which nothing is known here."""
+    """Return what is wrong with a setting that names a folder, or a model of the hub, which is not checked here."""
     folder = Path(source).expanduser()
     if not folder.is_dir() and _HUB_NAME.fullmatch(source):
         return []
@@ -52,7 +50,7 @@ def source_problems(key: str, source: str) -> list[str]:
 
 
 def weight_file(folder: Path, formats: tuple[str, ...] = WEIGHT_FILES) -> Path | None:
-    """Return the file of weights, or of their index, that is loaded from a folder; None if it holds none."""
+    """Return the file of weights, or their index, that is loaded from a folder; None if there is none."""
     return next((folder / name for name in formats if (folder / name).is_file()), None)
 
 
@@ -72,7 +70,7 @@ def _problems(folder: Path, needs_config: bool, formats: tuple[str, ...]) -> Ite
     if weights is None:
         others = sorted(file.name for file in folder.iterdir() if file.suffix in _OTHER_FORMATS)
         found = f"; {', '.join(others)}: not of these names or formats, convert it" if others else ""
-        yield f"no weights, which are in {_either(formats)}{found}"
+        yield f"no weights, which are in {' or '.join(formats)}{found}"
     elif not weights.name.endswith(_INDEX):
         yield from _weight_problems(weights)
     elif weights.name not in pointers:
@@ -87,7 +85,7 @@ def _config_problems(file: Path) -> Iterator[str]:
         return
     if not isinstance(content, dict):
         yield f"{file.name} is no JSON object but a {type(content).__name__}; copy it again"
-        return
+        content = {}
     if content.get("auto_map"):
         yield (
             f"{file.name} names Python code of its own (auto_map), and lowbit runs no code of a model; give a model of "
@@ -99,8 +97,7 @@ def _config_problems(file: Path) -> Iterator[str]:
 
 def _index_problems(index: Path) -> Iterator[str]:
     try:
-        content: Any = json.loads(index.read_bytes())
-        parts = sorted(set(content["weight_map"].values()))
+        parts = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         files = [index.parent / part for part in parts]
     except (ValueError, KeyError, TypeError, AttributeError):
         yield f"{index.name} is not the index of divided weights; copy it again"
@@ -115,38 +112,29 @@ def _index_problems(index: Path) -> Iterator[str]:
 
 
 def _weight_problems(file: Path) -> Iterator[str]:
+    fault = None
     if _is_pointer(file):
         yield _not_fetched(file.name)
-        return
-    fault = _safetensors_fault(file) if file.suffix == ".safetensors" else _pickle_fault(file)
+    elif file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "np"):  # the header also says how long the file must be
+                pass
+        except SafetensorError as error:
+            fault = str(error)
+    elif not (_starts_with(file, _OLD_PICKLE) or zipfile.is_zipfile(file)):
+        fault = "no file of torch.save"
     if fault is not None:
         yield f"{file.name} is damaged or cut off ({fault}); copy or download it again"
 
 
-def _safetensors_fault(file: Path) -> str | None:
-    """Return what is wrong with the header, which also says how long the file must be."""
-    try:
-        with safe_open(file, "np"):
-            return None
-    except SafetensorError as error:
-        return str(error)
-
-
-def _pickle_fault(file: Path) -> str | None:
-    with file.open("rb") as opened:
-        if opened.read(1) == _OLD_PICKLE or zipfile.is_zipfile(file):
-            return None
-    return "no file of torch.save"
-
-
 def _is_pointer(file: Path) -> bool:
+    return _starts_with(file, b"version https://git-lfs")  # the text that Git LFS leaves if it fetched no file
+
+
+def _starts_with(file: Path, content: bytes) -> bool:
     with file.open("rb") as opened:
-        return opened.read(len(_POINTER)) == _POINTER
+        return opened.read(len(content)) == content
 
 
 def _not_fetched(*names: str) -> str:
     return f"{', '.join(names)}: a Git LFS pointer, not the file; run `git lfs pull` in that folder, or copy it again"
-
-
-def _either(names: tuple[str, ...]) -> str:
-    return " or ".join(names)

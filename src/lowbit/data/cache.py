@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lowbit.files import replacing
+from lowbit.files import atomic_write
 
 Tensors = dict[str, Tensor]
 _CHECKSUM = "sha256"
@@ -37,7 +37,7 @@ def cached(file: Path | None, build: Callable[[], Tensors]) -> Tensors:
     if file.exists():
         return _read(file)
     tensors = build()
-    with replacing(file) as temporary:  # a name of its own: two processes may build the same file at once
+    with atomic_write(file) as temporary:  # a name of its own: two processes may build the same file at once
         save_file(tensors, temporary, metadata={_CHECKSUM: _checksum(tensors)})
     return tensors
 

@@ -23,7 +23,7 @@ from lowbit.execution.jobs import SweepJob, invalid_job, one_job
 from lowbit.execution.progress import View
 from lowbit.execution.state import is_running, result
 from lowbit.execution.sweep import Failure, Launcher, collect_failures, drive, record_invalid
-from lowbit.files import keep_copy, replacing
+from lowbit.files import atomic_write, keep_copy
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -134,7 +134,7 @@ def recover(journal: Path) -> None:
         lengths = range(1, len(valid) + 1)
         count = bisect_left(lengths, True, key=lambda length: not _can_be_replayed(valid[:length]))
     copy = keep_copy(journal)  # not renamed: a search that is killed here would start afresh
-    with replacing(journal) as temporary:
+    with atomic_write(journal) as temporary:
         temporary.write_bytes(b"".join(line + b"\n" for line in valid[:count]))
     print(
         f"{journal} was damaged: {count} of its {len(lines)} lines are whole and count on; the damaged file is {copy}",

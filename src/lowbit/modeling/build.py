@@ -12,7 +12,7 @@ from torch import nn
 from lowbit.config.model_files import MODEL_CONFIG, WEIGHTS, weight_file
 from lowbit.hub import first_line, quiet_hub
 from lowbit.modeling.families import HF_BERT, TIMM_VIT, Family, family_of
-from lowbit.modeling.hub import NO_CODE, loading, out_of_reach, setting_of, source_of
+from lowbit.modeling.hub import NO_CODE, explain_load_errors, out_of_reach, setting_of, source_of
 from lowbit.modeling.labels import name_labels, order_head, saved_labels, timm_labels
 from lowbit.modeling.weights import not_finite, read_weights
 from lowbit.settings.data import DataInfo
@@ -127,7 +127,7 @@ def _hugging_face(
     source = source_of(config) if origin.folder is None else str(origin.folder)
     where = f"{origin.key}={source}"
     hub = {"revision": config.revision or "main", **NO_CODE}
-    with loading(config, where=where):
+    with explain_load_errors(config, where=where):
         has_config = origin.folder is None or (origin.folder / MODEL_CONFIG).is_file()
         if has_config or described is None:
             architecture = source if has_config else source_of(config)
@@ -141,7 +141,7 @@ def _hugging_face(
     for name, rate in family.dropout_rates(config.dropout).items():
         setattr(described, name, rate)
     _hide_loading_bar()
-    with loading(config, where=where):
+    with explain_load_errors(config, where=where):
         model: nn.Module
         # Sizes that differ are no error of the library, because the check below names the data set and the fix.
         checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -271,7 +271,7 @@ def _timm(config: ModelConfig, info: DataInfo, origin: Origin) -> nn.Module:
             f"has {info.num_labels}; name a model of this data set in teacher.path, or set teacher=finetune"
         )
     sizes |= family_of(plan).dropout_rates(config.dropout)
-    with loading(config):
+    with explain_load_errors(config):
         model: nn.Module = timm.create_model(config.timm_name, pretrained=weights, **sizes)
     if weights:
         _check_finite(where, model, Path())

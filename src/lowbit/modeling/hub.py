@@ -40,7 +40,7 @@ def setting_of(config: ModelConfig) -> str:
 
 
 @contextmanager
-def loading(config: ModelConfig, what: str = "it", where: str | None = None) -> Iterator[None]:
+def explain_load_errors(config: ModelConfig, what: str = "it", where: str | None = None) -> Iterator[None]:
     """Turn any error of a library about files and names into one line that names the setting.
 
     Args:
@@ -65,7 +65,7 @@ def loading(config: ModelConfig, what: str = "it", where: str | None = None) -> 
 
 
 def out_of_reach(config: ModelConfig, what: str, error: Exception, where: str | None = None) -> ValueError:
-    """Return the error for files that can be neither found nor fetched; the arguments are those of `loading`."""
+    """Return the error for files that can be neither found nor fetched; see `explain_load_errors` for the arguments."""
     where = where or setting_of(config)
     fault = f"{where}: {what} cannot be loaded ({first_line(error)})"
     if _is_folder(where):

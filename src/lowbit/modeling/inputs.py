@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from lowbit.modeling.build import plan_timm
-from lowbit.modeling.hub import NO_CODE, loading, setting_of, source_of
+from lowbit.modeling.hub import NO_CODE, explain_load_errors, setting_of, source_of
 from lowbit.settings.data import ImageInput
 from lowbit.settings.model import ModelConfig, ModelKind
 
@@ -51,7 +51,7 @@ def build_tokenizer(config: ModelConfig) -> Any:
     from transformers import AutoConfig, AutoTokenizer
 
     where, source, revision = setting_of(config), source_of(config), config.revision or "main"
-    with loading(config, "its tokenizer"):
+    with explain_load_errors(config, "its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **NO_CODE)
         described = AutoConfig.from_pretrained(source, revision=revision, **NO_CODE)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # made up from config.json: every word is unknown
@@ -148,7 +148,7 @@ def _timm_input(config: ModelConfig) -> ImageInput:
 def _hf_input(config: ModelConfig) -> ImageInput:
     from transformers import AutoImageProcessor
 
-    with loading(config, f"its image processor ({PREPROCESSOR})"):
+    with explain_load_errors(config, f"its image processor ({PREPROCESSOR})"):
         processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             source_of(config), revision=config.revision or "main", **NO_CODE
         )

@@ -1,7 +1,7 @@
 """Surgery on plain models: fewer layers (XTC), half width (DynaBERT), ternary weight splitting (BinaryBERT).
 
-Each function returns a new model and leaves the given one untouched. All work on plain models, that is, before
-`prepare()` or after `restore()`.
+Each function returns a new model and leaves the given one unchanged. A model is plain before `prepare()` and after
+`restore()`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,15 @@ SPLIT_GRANULARITY: Mapping[str, str] = MappingProxyType(
 
 
 def reduce_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
-    """Return a student whose layer i is a copy of layer `layers[i]`, counted from 0; all else is copied too.
+    """Return a copy of a model whose layer i is layer `layers[i]` of the model, counted from 0.
 
-    State-dict keys are numbered anew. A layer may be named twice: its copies are independent. The config of a Hugging
-    Face model says the new depth; a layer's stochastic-depth rate stays its own.
+    State-dict keys are numbered from 0. A layer may be named twice: its copies are independent. The config of a Hugging
+    Face model gets the new depth; each layer keeps its rate of stochastic depth.
 
     Source: Wu et al. 2022 (XTC, arXiv 2206.01859), lightweight layer reduction; [1, 3, 5, 7, 9, 11] is its map of 6.
 
     Raises:
-        ValueError: no layers, a layer that the model lacks, a prepared model, or one whose layers form stages.
+        ValueError: If there are no layers, the model lacks one of them, is prepared, or has its layers in stages.
     """
     family = _plain_family(model)
     _refuse_stages(family, model, "layers cannot be chosen, repeated or left out (method.layer_map)")
@@ -71,21 +71,21 @@ def reduce_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
 def narrow(model: nn.Module, share: float = 0.5, keep: Keep = "largest") -> nn.Module:
     """Return a copy that keeps a share of the attention heads and of the feed-forward neurons of each layer.
 
-    The hidden size, the width of a head and with it the scale of the scores stay. Heads and neurons keep their order.
-    A Hugging Face config cannot say that heads do not fill the hidden size, so it is left as it was: rebuild a narrow
-    model by building the full one and narrowing it, then load the state dict.
+    The hidden size and the width of a head stay, and with it the scale of the scores. Heads and neurons keep their
+    order. A Hugging Face config cannot express heads that do not fill the hidden size, so it does not change. To
+    rebuild a narrow model, build the full one, narrow it, then load the state dict.
 
     Args:
-        model: plain model of any family.
-        share: of heads and of neurons to keep, rounded, at least one of each.
-        keep: `largest`: those whose outgoing weights have the largest L1 norm; `first`: the first ones, as published,
-            for checkpoints that are sorted by importance already (DynaBERT's are).
+        model: Plain model of any family.
+        share: Share of heads and of neurons to keep, rounded, at least one of each.
+        keep: `largest` keeps those whose outgoing weights have the largest L1 norm. `first` keeps the first ones, as
+            published, for checkpoints that are sorted by importance (DynaBERT's are).
 
     Source: Hou et al. 2020 (DynaBERT, arXiv 2004.04037), width; BinaryBERT starts from its width of 0.5.
 
     Raises:
-        ValueError: a share outside (0, 1], an unknown `keep`, a prepared or split model, one whose layers form stages,
-            or a layer with parts whose width cannot be reduced here.
+        ValueError: If the share is outside (0, 1], `keep` is unknown, the model is prepared, split or has its layers in
+            stages, or a layer has parts whose width cannot be reduced here.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share}: must be greater than 0 and at most 1")
@@ -157,19 +157,19 @@ def _linear(layer: nn.Module, name: str) -> nn.Linear:
 
 
 def _keep_rows(linear: nn.Linear, rows: Tensor) -> None:
-    linear.weight = _selected(linear.weight, rows, 0)
+    linear.weight = _parameter_like(linear.weight, linear.weight.detach()[rows])
     if linear.bias is not None:
-        linear.bias = _selected(linear.bias, rows, 0)
+        linear.bias = _parameter_like(linear.bias, linear.bias.detach()[rows])
     linear.out_features = len(rows)
 
 
 def _keep_columns(linear: nn.Linear, columns: Tensor) -> None:
-    linear.weight = _selected(linear.weight, columns, 1)
+    linear.weight = _parameter_like(linear.weight, linear.weight.detach()[:, columns])
     linear.in_features = len(columns)
 
 
-def _selected(parameter: Tensor, index: Tensor, dim: int) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)
+def _parameter_like(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=parameter.requires_grad)
 
 
 # --- ternary weight splitting ---------------------------------------------------------------------------------------
@@ -179,17 +179,26 @@ class Split(nn.Module):
     """A layer that is the sum of two, `first` and `second`. It stands at the path of the layer that was split.
 
     Attributes:
-        halves: names of the two; `Family.role_names` gives them in place of the module's own name.
+        halves: Names of the two; `Family.role_names` gives them in place of the module's own name.
     """
 
     halves: ClassVar[tuple[str, str]] = ("first", "second")
 
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+    def __init__(self, source: nn.Linear | nn.Embedding, *granularity: str) -> None:
+        """Split the weight of a ternary layer in as many blocks of rows as there are granularities, and its bias."""
         super().__init__()
-        self.first, self.second = first, second
+        blocks = source.weight.detach().chunk(len(granularity))
+        parts = [ternary_split(block, granularity=kind) for block, kind in zip(blocks, granularity, strict=True)]
+        for name, rows in zip(self.halves, zip(*parts, strict=True), strict=True):
+            half = copy.deepcopy(source)
+            half.weight = _parameter_like(source.weight, torch.cat(rows).to(source.weight.dtype))
+            if isinstance(half, nn.Linear) and half.bias is not None:
+                half.bias = _parameter_like(half.bias, half.bias.detach() / 2)
+            self.add_module(name, half)
+        self.train(source.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of what the halves make of `x`; each quantizes `x` by a quantizer of its own."""
+        """Return the sum of what the halves make of `x`; each half quantizes `x` itself."""
         total: Tensor = self.first(x) + self.second(x)
         return total
 
@@ -197,21 +206,9 @@ class Split(nn.Module):
 class SplitLinear(Split):
     """Sum of two linear layers of one shape."""
 
-    def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
-        super().__init__(first, second)
-        self.in_features, self.out_features = first.in_features, first.out_features
-
-    @classmethod
-    def from_ternary(cls, source: nn.Linear, *granularity: str) -> Self:
-        """Split the weight, in as many blocks of rows as granularities are given; each half gets half of the bias."""
-        halves = []
-        for weight in _split_weight(source.weight, granularity):
-            half = nn.Linear(source.in_features, source.out_features, bias=source.bias is not None, device="meta")
-            half.weight = weight
-            if source.bias is not None:
-                half.bias = nn.Parameter(source.bias.detach() / 2, requires_grad=source.bias.requires_grad)
-            halves.append(half.train(source.training))
-        return cls(*halves).train(source.training)
+    def __init__(self, source: nn.Linear, *granularity: str) -> None:
+        super().__init__(source, *granularity)
+        self.in_features, self.out_features = source.in_features, source.out_features
 
 
 class SplitFusedLinear(SplitLinear):
@@ -225,40 +222,28 @@ class SplitFusedLinear(SplitLinear):
 class SplitEmbedding(Split):
     """Sum of two embeddings of one shape."""
 
-    def __init__(self, first: nn.Embedding, second: nn.Embedding) -> None:
-        super().__init__(first, second)
-        self.num_embeddings, self.embedding_dim = first.num_embeddings, first.embedding_dim
-        self.padding_idx = first.padding_idx
-
-    @classmethod
-    def from_ternary(cls, source: nn.Embedding, granularity: str) -> Self:
-        """Split the table."""
-        halves = []
-        for weight in _split_weight(source.weight, (granularity,)):
-            half = nn.Embedding(
-                source.num_embeddings, source.embedding_dim, padding_idx=source.padding_idx, device="meta"
-            )
-            half.weight = weight
-            halves.append(half.train(source.training))
-        return cls(*halves).train(source.training)
+    def __init__(self, source: nn.Embedding, granularity: str) -> None:
+        super().__init__(source, granularity)
+        self.num_embeddings, self.embedding_dim = source.num_embeddings, source.embedding_dim
+        self.padding_idx = source.padding_idx
 
 
 def split_ternary(model: nn.Module, granularity: Mapping[str, str] = SPLIT_GRANULARITY) -> nn.Module:
     """Return a copy whose ternary layers are sums of two layers, which as binary ones compute the same.
 
-    Every layer of a role in `granularity` becomes a `SplitLinear` or `SplitEmbedding`; its bias is halved; all else is
-    copied. The given weights are the latent weights of TWN (threshold 0.7, no clip) at these granularities; under BWN
-    at the same ones, and with the same input quantizers, the result computes what the ternary model does.
+    Every layer of a role in `granularity` becomes a `SplitLinear` or `SplitEmbedding`, and its bias is halved. The
+    weights of the model are the latent weights of TWN (threshold 0.7, no clip) at these granularities. Under BWN at the
+    same granularities, and with the same input quantizers, the result computes what the ternary model computes.
 
     Args:
-        model: trained half-width model, plain.
-        granularity: role -> `tensor` or `row`; roles that the family lacks are left out.
+        model: Trained half-width model, plain.
+        granularity: `tensor` or `row` for each role. Roles that the family lacks do not count.
 
     Source: Bai et al. 2021 (BinaryBERT, arXiv 2012.15701), section 3.
 
     Raises:
-        ValueError: a prepared model, one that is split already, a role that is unknown or has no linear layer or
-            embedding, or only some blocks of a fused qkv.
+        ValueError: If the model is prepared or split already, a role is unknown or has no linear layer or embedding, or
+            only some blocks of a fused qkv are named.
     """
     family = _plain_family(model)
     _refuse_split(model)
@@ -275,26 +260,25 @@ def split_ternary(model: nn.Module, granularity: Mapping[str, str] = SPLIT_GRANU
             module = student.get_submodule(name)
             if family.fused_qkv and role in QKV:
                 if role == QKV[0]:
-                    split = SplitFusedLinear.from_ternary(cast("nn.Linear", module), *blocks)
-                    student.set_submodule(name, split)
+                    student.set_submodule(name, SplitFusedLinear(cast("nn.Linear", module), *blocks))
             elif isinstance(module, nn.Linear):
-                student.set_submodule(name, SplitLinear.from_ternary(module, kind))
+                student.set_submodule(name, SplitLinear(module, kind))
             elif isinstance(module, nn.Embedding):
-                student.set_submodule(name, SplitEmbedding.from_ternary(module, kind))
+                student.set_submodule(name, SplitEmbedding(module, kind))
             else:
                 raise ValueError(f"module {name!r} is a {type(module).__name__}: only Linear and Embedding are split")
     return student
 
 
 def split_quantizer_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `Instrument.quantizer_state` of a ternary model for the binary one that it was split into.
+    """Return the quantizer state of a ternary model for the binary model that it was split into.
 
-    Both halves of a layer get its input quantizer's state; that of attention operands and of layers that are whole is
-    kept; that of split weights is left out, because BWN has none.
+    Both halves of a layer get the state of its input quantizer. Attention operands and layers that are not split keep
+    their state. Split weights have none, because BWN has none.
 
     Args:
-        model: the split model.
-        state: of the ternary model.
+        model: The split model.
+        state: `Instrument.quantizer_state` of the ternary model.
     """
     split = {name: module for name, module in model.named_modules() if isinstance(module, Split)}
     return {new: value.clone() for key, value in state.items() for new in _new_keys(key, split)}
@@ -306,15 +290,6 @@ def _new_keys(key: str, split: Mapping[str, Split]) -> Iterator[str]:
         yield key
     elif not (rest := key.removeprefix(f"{name}.")).startswith("weight_quantizer"):
         yield from (f"{name}.{half}.{rest}" for half in split[name].halves)
-
-
-def _split_weight(weight: Tensor, granularity: Sequence[str]) -> list[nn.Parameter]:
-    blocks = weight.detach().chunk(len(granularity))
-    parts = [ternary_split(block, granularity=kind) for block, kind in zip(blocks, granularity, strict=True)]
-    return [
-        nn.Parameter(torch.cat(half).to(weight.dtype), requires_grad=weight.requires_grad)
-        for half in zip(*parts, strict=True)
-    ]
 
 
 def _plain_family(model: nn.Module) -> Family:

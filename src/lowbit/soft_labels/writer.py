@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lowbit.data.sampling import generator_for
-from lowbit.files import remove_leftovers, replacing, sha256_of, write_json
+from lowbit.files import atomic_write, remove_leftovers, sha256_of, write_json
 from lowbit.soft_labels.crops import DRAWN, CropRule, Crops, CropTransform, draw_crops
 from lowbit.soft_labels.files import FORMAT, MANIFEST, LabelType, Manifest, find_damage, read_manifest, shard_names
 from lowbit.soft_labels.store import Images, StoredLabels, compress, image_digest, probe_pixels
@@ -249,7 +249,7 @@ def _write_shard(path: Path, rows: Sequence[LabelledImage], indices: range, num_
             "classes": classes.to(torch.int16 if num_classes <= 2**15 else torch.int32),
             "probabilities": torch.stack([row.labels.probabilities for row in rows]),
         }
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary)
         facts = {"rows": len(rows), "bytes": temporary.stat().st_size, "sha256": sha256_of(temporary)}
     labelled = {row.image for row in rows}

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 
-from lowbit.files import DamagedFileError, replacing, sha256
+from lowbit.files import DamagedFileError, atomic_write, sha256
 from lowbit.modeling.weights import not_finite
 from lowbit.training.loggers import MetricsFile
 
@@ -32,7 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save atomically, with a digest."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
             file.write(buffer.getbuffer())
             file.write(_SEAL + sha256(buffer.getbuffer()).encode())
 

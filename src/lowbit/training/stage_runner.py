@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lowbit.data import StepDataModule
-from lowbit.files import DamagedFileError, replacing, set_aside, sha256, sha256_of, write_json, write_text
+from lowbit.files import DamagedFileError, atomic_write, set_aside, sha256, sha256_of, write_json, write_text
 from lowbit.losses import WeightLoss
 from lowbit.modeling import Instrument
 from lowbit.modeling.weights import read_weights
@@ -52,7 +52,7 @@ for _message in _BENIGN:
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> str:
     """Write tensors as safetensors, atomically; return the SHA-256 of the file."""
     content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
     return sha256(content)
 
