@@ -1,5 +1,6 @@
 """A family that the package lacks is one record: the shipped example, DistilBERT, against the installed library."""
 
+import json
 import runpy
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DistilBertModel
+from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
 
+from lowbit.cli import main
 from lowbit.modeling import Intervention, Plan, prepare
 from lowbit.modeling.build import build_model
 from lowbit.modeling.families import FAMILIES, HF_BERT, register_family
@@ -18,7 +20,7 @@ from lowbit.modeling.trace import FIELDS
 from lowbit.settings.data import DataInfo
 from lowbit.settings.model import ModelConfig, ModelKind
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "own_family.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_family" / "own_family.py"
 INFO = DataInfo("made_up", "text", "classification", 2, "accuracy", 10, max_length=16)
 
 
@@ -76,6 +78,42 @@ def test_a_checkpoint_is_built_with_the_heads_and_dropout_of_the_config(example,
     assert model.config.num_labels == 2
     assert model.distilbert.transformer.layer[0].attention.dropout.p == 0.25
     assert model.distilbert.embeddings.dropout.p == 0.25
+
+
+@pytest.fixture
+def command(example, tiny_bert: Path, glue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments of a run of two steps, in the folder of the example."""
+    monkeypatch.chdir(EXAMPLE.parent)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.save_pretrained(tmp_path / "model")
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+    DistilBertModel(config).save_pretrained(tmp_path / "model")
+    steps = [f"{budget}={{steps: 2, epochs: null}}" for budget in ("budget", "teacher.budget")]
+    data = ["data=mrpc", f"data.dir={glue}", "data.batch_size=4", "data.tokenizer=model"]
+    quiet = ["logger=none", "trainer.progress=false", f"paths.outputs={tmp_path / 'outputs'}"]
+    return ["train", *data, "model=hf", f"model.path={tmp_path / 'model'}", *steps, *quiet]
+
+
+def test_a_run_names_the_family_of_its_model(command: list[str], tmp_path: Path):
+    assert main([*command, "model.family=own_family.DISTILBERT"]) == 0
+    (run,) = tmp_path.glob("outputs/runs/mrpc/*/*/run.json")
+    assert json.loads(run.read_text())["size"]["bits"] == "2-2-8"
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("null", "no model family for DistilBertForSequenceClassification"),
+        ("own_family.DISTILBART", "model.family=own_family.DISTILBART: the module own_family has no DISTILBART"),
+        ("own_famly.DISTILBERT", "model.family=own_famly.DISTILBERT: no module own_famly"),
+        ("own_family.Rule", "model.family=own_family.Rule: is no Family of lowbit.modeling.families but a type"),
+    ],
+)
+def test_a_family_that_is_not_there_is_refused(family: str, message: str, command: list[str], tmp_path: Path, capsys):
+    FAMILIES[:] = [known for known in FAMILIES if known.name != "hf_distilbert"]
+    assert main([*command, f"model.family={family}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("outputs/runs/**/run.json"))
 
 
 def test_one_class_has_one_family():

@@ -11,7 +11,7 @@ from torch import nn
 
 from lowbit.config.model_files import MODEL_CONFIG, WEIGHTS, weight_file
 from lowbit.hub import first_line, quiet_hub
-from lowbit.modeling.families import HF_BERT, TIMM_VIT, Family, family_of
+from lowbit.modeling.families import HF_BERT, TIMM_VIT, Family, family_of, import_family
 from lowbit.modeling.hub import NO_CODE, explain_load_errors, out_of_reach, setting_of, source_of
 from lowbit.modeling.labels import name_labels, order_head, saved_labels, timm_labels
 from lowbit.modeling.weights import not_finite, read_weights
@@ -57,6 +57,8 @@ def build_model(config: ModelConfig, info: DataInfo, seed: int, origin: Origin =
         ModelKind.hf: _hugging_face,
         ModelKind.timm: _timm,
     }
+    if config.family is not None:
+        import_family(config.family)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = builders[config.kind](config, info, origin).eval()

@@ -168,7 +168,7 @@ def _keep_columns(linear: nn.Linear, columns: Tensor) -> None:
     linear.in_features = len(columns)
 
 
-def _parameter_like(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
+def _parameter_like(parameter: Tensor, values: Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=parameter.requires_grad)
 
 
@@ -183,6 +183,8 @@ class Split(nn.Module):
     """
 
     halves: ClassVar[tuple[str, str]] = ("first", "second")
+    first: nn.Module
+    second: nn.Module
 
     def __init__(self, source: nn.Linear | nn.Embedding, *granularity: str) -> None:
         """Split the weight of a ternary layer in as many blocks of rows as there are granularities, and its bias."""

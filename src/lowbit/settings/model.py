@@ -45,7 +45,8 @@ class ModelConfig:
 
     `revision` is a commit, tag or branch of a hub model; null: the newest. `dropout: null` keeps the model's own rates.
     `depths` says how many layers a model of kind `hf` or `timm` has, per stage where it has stages (Swin): what refers
-    to layers is then checked before anything is loaded.
+    to layers is then checked before anything is loaded. `family` names a record of your own for a class of transformers
+    that lowbit does not know: `module.RECORD` in a module beside conf/.
     """
 
     name: str = path_name(MISSING)
@@ -63,6 +64,7 @@ class ModelConfig:
     timm_name: str | None = setting(of=_TIMM)
     pretrained: bool = setting(False, of=_TIMM)
     depths: list[int] | None = number(above=0)
+    family: str | None = setting(of=_HF, later=True)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings together."""

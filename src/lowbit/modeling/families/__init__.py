@@ -11,6 +11,7 @@ from torch import nn
 from lowbit.modeling.families.family import LAYER_ROLES, QKV, ROLES, Family, LayerNames
 from lowbit.modeling.families.hugging_face import HF_BERT, HF_ROBERTA, HF_VIT, route_attention_function
 from lowbit.modeling.families.timm_models import TIMM_SWIN, TIMM_VIT, project_blocks
+from lowbit.settings.fields import import_class
 
 __all__ = [
     "FAMILIES",
@@ -22,6 +23,7 @@ __all__ = [
     "Family",
     "LayerNames",
     "family_of",
+    "import_family",
     "project_blocks",
     "register_family",
     "route_attention_function",
@@ -45,6 +47,21 @@ def register_family(family: Family) -> Family:
             raise ValueError(f"family {family.name!r}: {what} belongs to the registered family {known.name!r}")
     FAMILIES.append(family)
     return family
+
+
+def import_family(path: str) -> None:
+    """Register the record that `model.family=module.RECORD` names, in a module beside the user's conf/.
+
+    Raises:
+        ValueError: If there is no such record.
+    """
+    try:
+        record = import_class(path)
+    except ValueError as error:
+        raise ValueError(f"model.family={path}: {error}") from error
+    if type(record) is not Family:
+        raise ValueError(f"model.family={path}: is no Family of lowbit.modeling.families but a {type(record).__name__}")
+    register_family(record)
 
 
 def family_of(model: nn.Module) -> Family:

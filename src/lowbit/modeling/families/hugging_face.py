@@ -1,4 +1,4 @@
-"""BERT, RoBERTa, XLM-R and ViT of transformers, with heads for classes, spans or tags: names, attention function."""
+"""BERT, RoBERTa, XLM-R and ViT of transformers, with heads for classes, spans or tags."""
 
 from __future__ import annotations
 
@@ -56,6 +56,17 @@ def _hf_attention(
     return context_BHLD.transpose(1, 2).contiguous(), probs_BHLL
 
 
+def _text_heads(*models: str) -> tuple[str, ...]:
+    tasks = ("SequenceClassification", "QuestionAnswering", "TokenClassification")
+    return tuple(f"{model}For{task}" for model in models for task in tasks)
+
+
+def _text_embeddings(encoder: str) -> dict[str, tuple[str, ...]]:
+    kinds = {"word_embedding": "word", "position_embedding": "position", "token_type_embedding": "token_type"}
+    return {role: (f"{encoder}.embeddings.{kind}_embeddings",) for role, kind in kinds.items()}
+
+
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _BERT_LAYER = LayerNames(
     attention="attention.self",
     query="attention.self.query",
@@ -70,39 +81,28 @@ _BERT_LAYER = LayerNames(
 )
 HF_BERT = Family(
     name="hf_bert",
-    class_names=("BertForSequenceClassification", "BertForQuestionAnswering", "BertForTokenClassification"),
+    class_names=_text_heads("Bert"),
     layers="bert.encoder.layer",
     names=_BERT_LAYER,
     model_roles={
-        "word_embedding": ("bert.embeddings.word_embeddings",),
-        "position_embedding": ("bert.embeddings.position_embeddings",),
-        "token_type_embedding": ("bert.embeddings.token_type_embeddings",),
+        **_text_embeddings("bert"),
         "pooler": ("bert.pooler.dense",),
         "classifier": ("classifier", "qa_outputs"),
     },
-    inputs=("input_ids", "attention_mask", "token_type_ids"),
+    inputs=_TEXT_INPUTS,
     route_attention=route_attention_function,
 )
 HF_ROBERTA = Family(
     name="hf_roberta",
-    class_names=(
-        "RobertaForSequenceClassification",
-        "XLMRobertaForSequenceClassification",
-        "RobertaForQuestionAnswering",
-        "XLMRobertaForQuestionAnswering",
-        "RobertaForTokenClassification",
-        "XLMRobertaForTokenClassification",
-    ),
+    class_names=_text_heads("Roberta", "XLMRoberta"),
     layers="roberta.encoder.layer",
     names=_BERT_LAYER,
     model_roles={
-        "word_embedding": ("roberta.embeddings.word_embeddings",),
-        "position_embedding": ("roberta.embeddings.position_embeddings",),
-        "token_type_embedding": ("roberta.embeddings.token_type_embeddings",),
+        **_text_embeddings("roberta"),
         "pooler": ("classifier.dense",),  # the head's tanh layer on the first token does what BERT's pooler does
         "classifier": ("classifier.out_proj", "classifier", "qa_outputs"),  # a linear layer, where words are tagged
     },
-    inputs=("input_ids", "attention_mask", "token_type_ids"),
+    inputs=_TEXT_INPUTS,
     route_attention=route_attention_function,
 )
 HF_VIT = Family(

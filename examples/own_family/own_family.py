@@ -1,7 +1,9 @@
 """Quantize a model that lowbit does not know, DistilBERT: describe its family in one record and register it.
 
-Put the record into a module of your own and import it before `prepare` or `build_model`. Run this file to train one
-step of 2-bit weights and 8-bit activations: `python examples/own_family.py`.
+In a script, import the module that holds the record before `prepare`. On the command line, name it:
+`lowbit train model=hf model.path=distilbert/distilbert-base-uncased model.family=own_family.DISTILBERT data=cola
+data.tokenizer=model`, in the folder that holds own_family.py. Run this file to train a step of 2-bit weights and 8-bit
+activations: `python own_family.py`.
 """
 
 from __future__ import annotations
