@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 PREPROCESSOR = "preprocessor_config.json"
 _TYPES = "token_type_ids"
 _SHOWN = 3  # tokens in a message
-_MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # of PIL
 _SETTINGS = (
     "do_resize",
     "size",
@@ -186,7 +185,7 @@ def _try_processor(processor: Any) -> ImageInput:
         size=size,
         mean=mean,
         std=std,
-        interpolation=_MODES.get(int(processor.resample or 0), "bicubic"),
+        interpolation=Image.Resampling(int(processor.resample or 0)).name.lower(),
         crop_pct=min(size / resized, 1.0),
         crop_mode="squash" if "height" in edges else "center",
         processor=whole,

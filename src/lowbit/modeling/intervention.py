@@ -25,14 +25,14 @@ class Intervention:
     loss then trains its own layer's projections only. Source: Teacher Intervention (arXiv 2302.11812), released code.
 
     Attributes:
-        sites: any of `SITES`.
-        layers: student layers, 0-based; None for all.
-        mix: 1 replaces; m < 1 computes with (1 - m) student + m teacher; 0 leaves the student alone.
-        site_mix: mix of the sites for which it differs.
-        stop_gradient: apply the stop-gradients above.
+        sites: Any of `SITES`.
+        layers: Student layers, counted from 0; None for all.
+        mix: Share of the teacher: the student computes with (1 - mix) student + mix teacher.
+        site_mix: Shares of the sites for which they differ from `mix`.
+        stop_gradient: Whether to apply the stop-gradients above.
 
     Raises:
-        ValueError: unknown site, or a mix outside [0, 1].
+        ValueError: If a site is unknown, or a share is outside [0, 1].
     """
 
     sites: frozenset[str]
@@ -65,7 +65,7 @@ class Plan:
     """An intervention together with the teacher's tensors for this batch.
 
     Raises:
-        ValueError: the teacher trace lacks a tensor that the intervention needs.
+        ValueError: If the teacher's trace lacks a tensor that the intervention needs.
     """
 
     intervention: Intervention
@@ -86,7 +86,7 @@ class Plan:
         """Return the tensor to compute with at this point: the teacher's, a mix, or the student's own.
 
         Raises:
-            ValueError: the teacher has no such layer, or teacher and student tensors differ in shape.
+            ValueError: If the teacher has no such layer, or the tensors differ in shape.
         """
         mix = self.intervention.mix_of(site)
         if mix == 0 or not self.intervention.covers(layer):

@@ -6,37 +6,36 @@ Fake quantization trains float weights, so this is the size of an export, not of
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
 from lowbit.modeling.instrument import Instrument
-from lowbit.quantizers import WeightSite, quantizers_of, weight_sites
+from lowbit.modeling.rules import Slot
+from lowbit.quantizers import QuantizerSpec, WeightSite, quantizers_of, weight_sites
 
 _FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Bytes in float32 and packed, and the widths as W-E-A (weights, word embedding, activations; W-A without one)."""
+    """Size of a model.
+
+    Attributes:
+        float_bytes: Bytes in float32.
+        simulated_bytes: Bytes when packed.
+        compression: How many times smaller the packed model is.
+        bits: Widths of weights, word embedding and activations, W-E-A; W-A without a word embedding.
+    """
 
     float_bytes: int
     simulated_bytes: int
+    compression: float
     bits: str
-
-    @property
-    def compression(self) -> float:
-        """How many times smaller the packed model is."""
-        return self.float_bytes / self.simulated_bytes
 
     def as_dict(self) -> dict[str, float | int | str]:
         """Return the entry of run.json."""
-        return {
-            "float_bytes": self.float_bytes,
-            "simulated_bytes": self.simulated_bytes,
-            "compression": self.compression,
-            "bits": self.bits,
-        }
+        return asdict(self)
 
 
 def model_size(instrument: Instrument, prefix: str = "") -> ModelSize:
@@ -56,32 +55,29 @@ def model_size(instrument: Instrument, prefix: str = "") -> ModelSize:
     for name, parameter in model.named_parameters():
         if name.startswith(prefix) and id(parameter) not in theirs:
             float_bits += parameter.numel() * _FLOAT_BITS
-            packed_bits += _packed(parameter, sites.get(id(parameter), []))
+            packed_bits += _packed_bits(parameter, sites.get(id(parameter), []))
     for quantizer in quantizers.values():
         if id(quantizer) not in weight_quantizers:
             packed_bits += quantizer.stored_numbers * _FLOAT_BITS
-    return ModelSize(float_bits // 8, math.ceil(packed_bits / 8), _bits(instrument))
+    float_bytes, packed_bytes = float_bits // 8, math.ceil(packed_bits / 8)
+    return ModelSize(float_bytes, packed_bytes, float_bytes / packed_bytes, _bits(instrument))
 
 
-def _packed(parameter: Tensor, sites: list[WeightSite]) -> int:
-    bits, left = 0, parameter.numel()
-    for site in sites:
-        elements = site.weight.numel()
-        bits += site.quantizer.spec.packed_bits(elements, site.quantizer.groups)
-        left -= elements
-    return bits + left * _FLOAT_BITS
+def _packed_bits(parameter: Tensor, sites: list[WeightSite]) -> int:
+    whole = parameter.numel() - sum(site.weight.numel() for site in sites)
+    packed = (site.quantizer.spec.packed_bits(site.weight.numel(), site.quantizer.groups) for site in sites)
+    return sum(packed) + whole * _FLOAT_BITS
 
 
 def _bits(instrument: Instrument) -> str:
-    resolved = instrument.resolved
+    weights, inputs = instrument.resolved.weights, instrument.resolved.inputs
     roles = instrument.family.role_names(instrument.model)
-    embeddings = set(roles.get("word_embedding", []))
-    layers = set(roles["ffn_in"] + roles["query"])
-    weights = [spec.storage_bits for (name, _), spec in resolved.weights.items() if name in layers]
-    tables = [spec.storage_bits for (name, _), spec in resolved.weights.items() if name in embeddings]
-    inputs = [spec.storage_bits for (name, _), spec in resolved.inputs.items() if name in layers]
-    return "-".join((_width(weights), *([_width(tables)] if embeddings else []), _width(inputs)))
+    layers = roles["ffn_in"] + roles["query"]
+    tables = roles.get("word_embedding", [])
+    widths = [_width(weights, layers), *([_width(weights, tables)] if tables else []), _width(inputs, layers)]
+    return "-".join(widths)
 
 
-def _width(bits: list[float]) -> str:
-    return "/".join(f"{b:g}" for b in sorted(set(bits))) if bits else str(_FLOAT_BITS)
+def _width(specs: dict[Slot, QuantizerSpec], modules: list[str]) -> str:
+    bits = {spec.storage_bits for (name, _), spec in specs.items() if name in modules}
+    return "/".join(f"{b:g}" for b in sorted(bits or {_FLOAT_BITS}))
