@@ -75,4 +75,7 @@ def family_of(model: nn.Module) -> Family:
             if family.knows(cls):
                 return family
     known = ", ".join(name for family in FAMILIES for name in family.class_names)
-    raise ValueError(f"no model family for {type(model).__name__}: known classes are {known}")
+    raise ValueError(
+        f"no model family for {type(model).__name__}: known classes are {known}. Describe another class in a "
+        "Family and name it in model.family (docs/models.md)"
+    )
