@@ -148,7 +148,7 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, payload: Any, *, sync: bool = True) -> None:
+def write_json(path: Path, payload: object, *, sync: bool = True) -> None:
     """Write JSON atomically. An object gets one more key, `sha256`: the digest of the rest, which `read_json` compares.
 
     Raises:
@@ -189,7 +189,7 @@ def read_json(path: Path) -> Any:
     return content
 
 
-def _is_changed(content: dict[str, Any]) -> bool:
+def _is_changed(content: dict[str, object]) -> bool:
     """Take the digest out of an object, and return whether it differs from that of the rest."""
     sealed = content.pop(SEAL, None)
     if sealed is not None:
@@ -198,7 +198,7 @@ def _is_changed(content: dict[str, Any]) -> bool:
     return any(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in content.values())
 
 
-def _digest(content: dict[str, Any]) -> str:
+def _digest(content: dict[str, object]) -> str:
     return sha256(json.dumps(content, sort_keys=True).encode())
 
 

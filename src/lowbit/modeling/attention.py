@@ -6,7 +6,6 @@ Shape suffixes: B batch, H heads, L tokens, D head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,5 +64,7 @@ def attend(
 
 
 def _quantize(module: nn.Module, operand: str, x: Tensor) -> Tensor:
-    quantizer: Any = module._modules.get(QUANTIZER_NAMES[operand])
-    return x if quantizer is None else quantizer(x)
+    quantizer = module._modules.get(QUANTIZER_NAMES[operand])
+    if quantizer is not None:
+        x = quantizer(x)
+    return x

@@ -40,7 +40,7 @@ _TRIED_COLOURS = ("grey", "grey", "black", "white")
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
-def build_tokenizer(config: ModelConfig) -> Any:
+def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a Hugging Face model; it gives token types if the model has embeddings for them.
 
     Raises:
@@ -51,7 +51,7 @@ def build_tokenizer(config: ModelConfig) -> Any:
 
     where, source, revision = setting_of(config), source_of(config), config.revision or "main"
     with explain_load_errors(config, "its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **NO_CODE)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, revision=revision, **NO_CODE)
         described = AutoConfig.from_pretrained(source, revision=revision, **NO_CODE)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # made up from config.json: every word is unknown
         raise ValueError(
@@ -109,7 +109,7 @@ class ProcessorTransform:
     def __init__(self, processor: Any) -> None:
         self._processor = processor
 
-    def __call__(self, image: Any) -> Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         """Return the same pixels that transformers would give the model."""
         pixels: Tensor = self._processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels.float()

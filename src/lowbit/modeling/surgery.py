@@ -60,8 +60,7 @@ def reduce_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     for config in configs.values():
         if hasattr(config, "num_hidden_layers"):
             config.num_hidden_layers = len(layers)
-    per_layer: Any = getattr(student, "feature_info", [])  # timm: what each layer is called
-    del per_layer[len(layers) :]
+    del getattr(student, "feature_info", [])[len(layers) :]  # timm's facts of each layer
     return student
 
 

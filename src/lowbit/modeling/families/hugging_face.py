@@ -49,7 +49,7 @@ def _hf_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, Tensor]:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     context_BHLD, probs_BHLL = attend(module, query, key, value, attention_mask, scale, dropout)
