@@ -33,8 +33,7 @@ from lowbit.modeling.build import build_model
 from lowbit.results import Cell, collect, read_papers, render
 from lowbit.results.formats import FORMATS, Grid, write_csv, write_grid
 from lowbit.results.layout import read_layout
-from lowbit.results.report import Report, groups_of, render_report
-from lowbit.results.report.groups import read_curves
+from lowbit.results.report import Report, groups_of, read_curves, render_report
 from lowbit.results.run_file import read_run
 from lowbit.results.table import grid_of
 from lowbit.settings.data import DataConfig, DataKind

@@ -8,7 +8,7 @@ from lowbit.results.pivot import build_pivot
 from lowbit.results.pivot_text import print_pivot, render_pivot
 from lowbit.results.published import read_papers
 from lowbit.results.run_file import RUN_FILE, SCHEMA, read_run
-from lowbit.results.table import print_table, provenance, render, to_frame
+from lowbit.results.table import print_table, provenance, render, to_text
 
 __all__ = [
     "FORMATS",
@@ -29,5 +29,5 @@ __all__ = [
     "read_run",
     "render",
     "render_pivot",
-    "to_frame",
+    "to_text",
 ]

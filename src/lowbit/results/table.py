@@ -1,4 +1,4 @@
-"""Tables of rows, a line per method: a DataFrame, Markdown, LaTeX, CSV, HTML, the terminal."""
+"""Tables of rows, a line per method: Markdown, LaTeX, CSV, HTML, the terminal."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,11 +9,10 @@ from lowbit.results.scores import Comparison, Published
 from lowbit.results.text import cells, columns, damage_notes, notes_on, provenance
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Format", "print_table", "provenance", "render", "to_frame"]
+__all__ = ["Format", "print_table", "provenance", "render", "to_text"]
 
 _STYLE = {"done": "green", "not run": "red", "damaged": "red"}
 _MIN_WIDTH = 80
@@ -26,11 +25,9 @@ _CSV_COLUMNS = (
 _CSV_PUBLISHED = ("published", "published_high", "published_std", "difference", "tolerance", "vs_paper")
 
 
-def to_frame(rows: Sequence[Row]) -> "pd.DataFrame":
-    """The table as text cells, one column per header."""
-    import pandas as pd
-
-    return pd.DataFrame(cells(rows), columns=[name for name, _ in columns(rows)])
+def to_text(rows: Sequence[Row]) -> list[list[str]]:
+    """Return the header and the rows as text."""
+    return [[name for name, _ in columns(rows)], *cells(rows)]
 
 
 def render(rows: Sequence[Row], fmt: Format, title: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,18 @@ from lowbit.files import DamagedFileError
 from lowbit.modeling import Instrument, prepare
 from lowbit.quantizers import WeightSite, weight_sites
 from lowbit.recipes import Recipe, build_recipe
-from lowbit.results.report import Histogram, LayerFacts, SiteFacts
+from lowbit.results.report import LayerFacts, SiteFacts
 from lowbit.results.run_file import remedy
 from lowbit.settings.model import TeacherSource
 from lowbit.settings.run import Config
 from lowbit.training.handover import Student
 from lowbit.training.run import initial_student
 from lowbit.training.setup import make_datamodule, make_teacher_model
+from lowbit.training.showcase import weight_histograms
 from lowbit.training.stage_runner import WEIGHTS, load_quantizer_state, load_weights, whole_stage
 from lowbit.training.teacher import Teacher
 
 _ROWS = 64  # of the evaluation split
-_PANELS = 6
-_BINS = 61
 _TINY = 1e-12
 
 
@@ -59,10 +58,9 @@ def inspect_run(run: Mapping[str, Any], folder: Path, outputs: Path) -> LayerFac
         return LayerFacts(note=f"cannot be rebuilt: {error.fault}. {remedy(folder)}")
     except (ConfigError, *CONFIG_ERRORS, OSError) as error:  # of another version, or its data is not here
         return LayerFacts(note=f"cannot be rebuilt: {explain(error)}")
-    quantized = [site.quantized() for site in sites]
     return LayerFacts(
-        sites=tuple(_site(*pair) for pair in zip(sites, quantized, strict=True)),
-        histograms=tuple(_histogram(*pair) for pair in _spread(list(zip(sites, quantized, strict=True)))),
+        sites=tuple(_site(site, site.quantized()) for site in sites),
+        histograms=weight_histograms(sites),
         hidden=hidden,
         rows=rows,
         note=f"outputs were not measured: {note}" if note else "",
@@ -144,22 +142,3 @@ def _site(site: WeightSite, quantized: Tensor) -> SiteFacts:
     spec = site.quantizer.spec
     zeros = float((quantized == 0).double().mean())
     return SiteFacts(site.name, spec.kind, float(spec.storage_bits), _error(quantized, site.weight), zeros)
-
-
-def _spread(pairs: Sequence[tuple[WeightSite, Tensor]]) -> Sequence[tuple[WeightSite, Tensor]]:
-    """Return a few of all layers, evenly spread."""
-    if len(pairs) <= _PANELS:
-        return pairs
-    return [pairs[round(place * (len(pairs) - 1) / (_PANELS - 1))] for place in range(_PANELS)]
-
-
-def _histogram(site: WeightSite, quantized: Tensor) -> Histogram:
-    latent, values = site.weight.float().flatten(), quantized.float().flatten()
-    bound = 1.02 * max(float(latent.abs().max()), float(values.abs().max()), _TINY)
-    before, after = (_shares(tensor, bound) for tensor in (latent, values))
-    return Histogram(site.name, -bound, bound, before, after)
-
-
-def _shares(values: Tensor, bound: float) -> tuple[float, ...]:
-    counts = torch.histc(values, _BINS, -bound, bound)
-    return tuple((counts / values.numel()).tolist())

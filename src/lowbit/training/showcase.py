@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lowbit.modeling import Instrument
 from lowbit.quantizers import WeightSite, weight_sites
-from lowbit.results import Cell, collect, to_frame
+from lowbit.results import Cell, collect, to_text
+from lowbit.results.report import Histogram, loss_curves
 from lowbit.training.loggers import MetricsFile, Showcase
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _LAYER_COLUMNS = ("layer", "shape", "quantizer", "bits", "float_kb", "packed_kb", "relative_error", "zeros_percent")
-_NOT_TERMS = ("lr", "lr_scales", "oscillation_percent", "frozen_percent", "obr_gradient_ratio")  # under train/
 _PANELS = 6
-_SAMPLES = 100_000  # weights of a histogram
+_BINS = 61
+_TINY = 1e-12
 
 
 def show_result(
@@ -33,17 +31,13 @@ def show_result(
         return
     step = max(result["steps"] - 1, 0)
     sites = list(weight_sites(instrument.model))
-    frame = to_frame(collect([Cell(folder, {}, "")]))
+    head, *lines = to_text(collect([Cell(folder, {}, "")]))
     tables: dict[str, tuple[Sequence[str], list[list[Any]]]] = {
-        "tables/result": (list(map(str, frame.columns)), frame.to_numpy().tolist()),
+        "tables/result": (head, lines),
         "tables/layers": (_LAYER_COLUMNS, [_layer(site) for site in sites]),
     }
-    images = {}
-    if figures:
-        rows = next((logger.rows for logger in loggers if isinstance(logger, MetricsFile)), [])
-        images = {"figures/loss": loss_by_stage(rows)}
-        if sites:
-            images["figures/weights"] = weight_histograms(sites)
+    rows = next((logger.rows for logger in loggers if isinstance(logger, MetricsFile)), [])
+    images = _figures(rows, sites) if figures else {}
     for showcase in showcases:
         showcase.log_summary(summary_of(result))
         for name, (columns, lines) in tables.items():
@@ -71,73 +65,27 @@ def _layer(site: WeightSite) -> list[Any]:
     return [site.name, shape, spec.kind, float(spec.storage_bits), weight.numel() * 4 / 1e3, packed, error, zeros]
 
 
-def loss_by_stage(rows: Sequence[dict[str, Any]]) -> NDArray[np.uint8]:
-    """Return a picture (HWC) of the loss and its terms over the recipe's steps, the stages apart."""
-    trained = [row for row in rows if "train/loss" in row]
-    logged = dict.fromkeys(key for row in trained for key in row if key.startswith("train/"))
-    names = [name for name in logged if name.removeprefix("train/") not in _NOT_TERMS]
-    figure, axes = _panels(1, width=8, height=4)
-    axis = axes[0]
-    for name in names:
-        points = [(int(row["step"]), float(row[name])) for row in trained if name in row]
-        label = name.removeprefix("train/")
-        axis.plot(*zip(*points, strict=True), label=label, linewidth=2 if label == "loss" else 1)
-    begins: dict[str, int] = {}
-    for row in trained:
-        begins.setdefault(str(row["stage"]), int(row["step"]))
-    for stage, begin in begins.items():
-        axis.axvline(begin, color="0.7", linewidth=1)
-        axis.text(begin, 1.01, f" {stage}", transform=axis.get_xaxis_transform(), fontsize=8)
-    axis.set(xlabel="step", yscale="log")
-    if names:
-        axis.legend(fontsize=8)
-    return _pixels(figure)
+def weight_histograms(sites: Sequence[WeightSite]) -> tuple[Histogram, ...]:
+    """Return the histograms of a few quantized weights, evenly spread over the layers."""
+    if len(sites) > _PANELS:
+        sites = [sites[round(place * (len(sites) - 1) / (_PANELS - 1))] for place in range(_PANELS)]
+    return tuple(_histogram(site) for site in sites)
 
 
-def weight_histograms(sites: Sequence[WeightSite]) -> NDArray[np.uint8]:
-    """Return a picture (HWC) of latent weights (area) and the levels they are rounded to (bars), of a few layers."""
-    chosen = sites[:: -(-len(sites) // _PANELS)]
-    figure, axes = _panels(len(chosen), width=10, height=5)
-    for axis, site in zip(axes, chosen, strict=True):
-        axis.hist(_sample(site.weight), bins=100, histtype="stepfilled", color="0.8", density=True, label="latent")
-        axis.hist(
-            _sample(site.quantized()),
-            bins=100,
-            histtype="stepfilled",
-            color="C0",
-            density=True,
-            label="quantized",
-            alpha=0.8,
-        )
-        axis.set_title(site.name, fontsize=7)
-        axis.set_yscale("log")  # tails matter, and densities themselves do not
-        axis.yaxis.set_visible(False)
-        axis.tick_params(labelsize=6)
-    axes[0].legend(fontsize=7)
-    return _pixels(figure)
+def _histogram(site: WeightSite) -> Histogram:
+    latent, values = site.weight.detach().float().flatten(), site.quantized().detach().float().flatten()
+    bound = 1.02 * max(float(latent.abs().max()), float(values.abs().max()), _TINY)
+    before, after = (torch.histc(tensor, _BINS, -bound, bound) / tensor.numel() for tensor in (latent, values))
+    return Histogram(site.name, -bound, bound, tuple(before.tolist()), tuple(after.tolist()))
 
 
-def _sample(weight: Tensor) -> NDArray[np.float32]:
-    flat = weight.detach().flatten()
-    sample: NDArray[np.float32] = flat[:: max(1, flat.numel() // _SAMPLES)].float().cpu().numpy()
-    return sample
+def _figures(rows: Sequence[Mapping[str, Any]], sites: Sequence[WeightSite]) -> dict[str, NDArray[np.uint8]]:
+    """Return pictures of the loss and its terms over the recipe's steps, and of weights before and after."""
+    from lowbit.results.figures import Series, draw_histograms, draw_series, to_pixels
 
-
-def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    from matplotlib.figure import Figure  # not pyplot: it keeps figures and a backend for the whole process
-
-    columns = min(count, 3)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(-(-count // columns), columns, squeeze=False).flatten()
-    for axis in axes[count:]:
-        axis.remove()
-    return figure, list(axes[:count])
-
-
-def _pixels(figure: Figure) -> NDArray[np.uint8]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas: Any = FigureCanvasAgg(figure)  # untyped
-    canvas.draw()
-    image_HWC: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-    return image_HWC
+    terms, parts = loss_curves(rows)
+    series = [Series(name, points, style, dots=False) for style, (name, points) in enumerate(terms.items())]
+    images = {"figures/loss": to_pixels(draw_series(series, "step", "loss", log_y=True, marks=parts))}
+    if sites:
+        images["figures/weights"] = to_pixels(draw_histograms(weight_histograms(sites)))
+    return images
