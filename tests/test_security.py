@@ -31,8 +31,8 @@ from lowbit.data.image_source import FileImages
 from lowbit.files import read_json
 from lowbit.modeling.build import build_model
 from lowbit.results import Cell, collect, read_papers, render
-from lowbit.results.formats import FORMATS, Grid, write_csv, write_grid
-from lowbit.results.layout import read_layout
+from lowbit.results.pivot import read_layout
+from lowbit.results.render import FORMATS, Grid, write_csv, write_grid
 from lowbit.results.report import Report, groups_of, read_curves, render_report
 from lowbit.results.run_file import read_run
 from lowbit.results.table import grid_of

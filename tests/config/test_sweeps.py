@@ -14,9 +14,9 @@ from lowbit.config.batch import load_jobs
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 from lowbit.results import read_layout
-from lowbit.results.layout import Part, parts_of
+from lowbit.results.collect import Cell
+from lowbit.results.pivot import Part, parts_of
 from lowbit.results.published import matches
-from lowbit.results.rows import Cell
 
 ROOT = C.shipped_root()
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -12,7 +12,7 @@ from lowbit.execution import pool as pool_module
 from lowbit.execution.pool import Pool, gpus_of
 from lowbit.execution.process import PARENT_VARIABLE, last_error
 from lowbit.execution.state import State, state_of
-from lowbit.results.run_folder import read_attempt
+from lowbit.results.run_file import read_attempt
 
 
 def ends(pool: Pool, count: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from lowbit.execution.progress import Estimate, LiveTable, View, make_view, print_plan
 from lowbit.execution.state import State
-from lowbit.results.run_folder import Attempt, Progress, write_attempt, write_progress
+from lowbit.results.run_file import Attempt, Progress, write_attempt, write_progress
 
 
 def test_estimate_goes_by_method_then_by_all(job, finish):

@@ -12,7 +12,7 @@ from lowbit.execution.pool import Pool
 from lowbit.execution.progress import View
 from lowbit.execution.state import State, state_of
 from lowbit.execution.sweep import Failure, run_sweep
-from lowbit.results.run_folder import write_holder
+from lowbit.results.run_file import write_holder
 
 
 def test_only_what_is_missing_is_run(job, command, finish, capsys):

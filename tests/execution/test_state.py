@@ -11,7 +11,7 @@ from filelock import FileLock
 from lowbit.execution.progress import View, print_plan
 from lowbit.execution.state import State, damage, is_running, state_of, steps_done
 from lowbit.files import write_json
-from lowbit.results.run_folder import Attempt, Progress, StageRecord, read_progress, write_attempt, write_progress
+from lowbit.results.run_file import Attempt, Progress, StageRecord, read_progress, write_attempt, write_progress
 
 
 def test_states_in_the_order_of_a_life(job, finish):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lowbit.execution.state import is_running
-from lowbit.results.run_folder import HOLDER_FILE
+from lowbit.results.run_file import HOLDER_FILE
 
 WORDS = [
     "debug=fast",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from lowbit.results.effects import Effect, confidence_interval, effects_csv, effects_grid, ranked
+from lowbit.results.compare import Effect, confidence_interval, effects_csv, effects_grid, ranked
 
 BASE = (0.90, 0.92, 0.91, 0.95)
 

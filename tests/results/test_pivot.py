@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from lowbit.results import Cell, build_pivot, print_pivot, read_layout, read_papers, render_pivot
-from lowbit.results.layout import Layout, Part
-from lowbit.results.pivot import Entry, Pivot
+from lowbit.results.pivot import Entry, Layout, Part, Pivot
 
 STORED = Path(__file__).parents[1] / "fixtures" / "runs"
 EXPECTED = STORED / "expected"

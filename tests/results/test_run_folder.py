@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lowbit.results.run_folder import (
+from lowbit.results.run_file import (
     Holder,
     StageRecord,
     read_attempt,

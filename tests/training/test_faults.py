@@ -18,8 +18,7 @@ import torch
 from lowbit.cli import main
 from lowbit.execution.state import is_running
 from lowbit.results import read_run
-from lowbit.results.run_file import RUN_FILE
-from lowbit.results.run_folder import METRICS_FILE
+from lowbit.results.run_file import METRICS_FILE, RUN_FILE
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from lowbit.results.run_folder import Progress, read_progress
+from lowbit.results.run_file import Progress, read_progress
 from lowbit.training import heartbeat
 from lowbit.training.heartbeat import Heartbeat
 

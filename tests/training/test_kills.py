@@ -19,7 +19,7 @@ import pytest
 from tiny import TINY_TI
 
 from lowbit.files import read_json
-from lowbit.results.run_folder import read_attempt
+from lowbit.results.run_file import read_attempt
 
 pytestmark = [
     pytest.mark.slow,

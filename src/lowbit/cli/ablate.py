@@ -26,9 +26,8 @@ from lowbit.execution.ablation import (
 from lowbit.execution.progress import print_plan
 from lowbit.execution.state import state_of
 from lowbit.execution.sweep import run_sweep
-from lowbit.results.effects import effects_csv, effects_grid
-from lowbit.results.formats import write_grid
-from lowbit.results.terminal import print_grid
+from lowbit.results.compare import effects_csv, effects_grid
+from lowbit.results.render import print_grid, write_grid
 
 _OVER = "over="
 _EXAMPLE = "lowbit ablate experiment=digits/ti_g over=losses,intervention seed=1,2,3"

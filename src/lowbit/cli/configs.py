@@ -10,7 +10,7 @@ from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.idle import idle_notes
 from lowbit.config.problems import ConfigError, nearest
-from lowbit.results.found import COLUMNS
+from lowbit.results.selection import COLUMNS
 
 FILTER = f"only runs of which this is true: {', '.join(COLUMNS)}, or a key of the config; a,b is either, * is any"
 

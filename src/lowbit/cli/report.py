@@ -14,8 +14,8 @@ from lowbit.config import compose as C
 from lowbit.config.problems import ConfigError
 from lowbit.files import write_text
 from lowbit.results import Cell, build_pivot, collect, read_layout, read_papers
-from lowbit.results.formats import Grid
-from lowbit.results.pivot_text import grid_of as grid_of_pivot
+from lowbit.results.pivot import pivot_grid
+from lowbit.results.render import Grid
 from lowbit.results.report import Group, LayerFacts, Report, groups_of, render_report
 from lowbit.results.table import grid_of
 
@@ -87,7 +87,7 @@ def _grid(name: str, cells: Sequence[Cell]) -> Grid:
     """Return the table that `lowbit table` shows."""
     records, layout = read_papers(folders_of("paper")), read_layout(C.files_of(f"sweeps/{name}"))
     if layout is not None:
-        return grid_of_pivot(build_pivot(cells, layout, records))
+        return pivot_grid(build_pivot(cells, layout, records))
     return grid_of(collect(cells, records=records), "html", name)
 
 

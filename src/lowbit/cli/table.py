@@ -30,7 +30,7 @@ from lowbit.results import (
     render,
     render_pivot,
 )
-from lowbit.results.found import cells_of_runs
+from lowbit.results.selection import cells_of_runs
 
 
 def add(verb: AddVerb) -> None:

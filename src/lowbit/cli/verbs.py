@@ -14,7 +14,7 @@ from lowbit.config.problems import CONFIG_ERRORS, ConfigError, check_overrides, 
 from lowbit.config.sources import file_problems
 from lowbit.config.validate import load
 from lowbit.execution.state import state_of_run
-from lowbit.results.found import Found, choose_runs
+from lowbit.results.selection import Found, choose_runs
 from lowbit.settings.run import Config
 
 OVERRIDES = "settings as KEY=VALUE; `lowbit ls` lists what there is, `lowbit check` tests a combination"

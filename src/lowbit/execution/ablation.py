@@ -16,7 +16,7 @@ from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 from lowbit.execution.jobs import SweepJob, make_job
 from lowbit.execution.state import result
-from lowbit.results.effects import Effect
+from lowbit.results.compare import Effect
 from lowbit.settings.data import DataKind
 
 Settings = Mapping[str, Any]  # a part of a resolved config

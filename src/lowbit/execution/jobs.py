@@ -12,7 +12,7 @@ from lowbit.config import identity
 from lowbit.config.batch import load_jobs
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load, planned_steps
-from lowbit.results.run_folder import LOG_FILE
+from lowbit.results.run_file import LOG_FILE
 from lowbit.settings.run import Config
 
 

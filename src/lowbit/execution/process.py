@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from lowbit.files import is_alive
-from lowbit.results.run_folder import ATTEMPT_FILE, LOG_FILE, STAGE_FILE, Attempt, write_attempt
+from lowbit.results.run_file import ATTEMPT_FILE, LOG_FILE, STAGE_FILE, Attempt, write_attempt
 
 PARENT_VARIABLE = "LOWBIT_PARENT"  # the id of the process with which a job ends
 _PR_SET_PDEATHSIG = 1  # prctl.h

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from lowbit.execution.jobs import SweepJob
 from lowbit.execution.state import TO_RUN, State, damage, result, steps_done
-from lowbit.results.run_folder import read_attempt, read_progress
+from lowbit.results.run_file import read_attempt, read_progress
 
 _SECONDS_BETWEEN_DRAWINGS = 1.0
 _SHOWN = 20  # lines of the live table, so that it fits a terminal

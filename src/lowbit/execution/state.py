@@ -11,14 +11,16 @@ from filelock import FileLock, Timeout
 
 from lowbit.config.problems import explain
 from lowbit.execution.jobs import SweepJob
-from lowbit.results.run_file import RUN_FILE, finished_run, read_run
-from lowbit.results.run_folder import (
+from lowbit.results.run_file import (
     ERROR_FILE,
     HOLDER_FILE,
     LOCK_FILE,
+    RUN_FILE,
+    finished_run,
     read_attempt,
     read_holder,
     read_progress,
+    read_run,
     read_stage,
 )
 

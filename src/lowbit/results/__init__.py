@@ -1,14 +1,11 @@
 """Result files and the tables made from them; reads and writes files only, never imports torch."""
 
 from lowbit.results.collect import Cell, Row, collect
-from lowbit.results.formats import FORMATS, Format, format_of
-from lowbit.results.languages import LanguageTable
-from lowbit.results.layout import read_layout
-from lowbit.results.pivot import build_pivot
-from lowbit.results.pivot_text import print_pivot, render_pivot
+from lowbit.results.pivot import build_pivot, print_pivot, read_layout, render_pivot
 from lowbit.results.published import read_papers
+from lowbit.results.render import FORMATS, Format, format_of
 from lowbit.results.run_file import RUN_FILE, SCHEMA, read_run
-from lowbit.results.table import print_table, provenance, render, to_text
+from lowbit.results.table import LanguageTable, print_table, provenance, render, to_text
 
 __all__ = [
     "FORMATS",

@@ -1,17 +1,135 @@
-"""A paper's table: rows x columns of cells, each the mean over the seeds of the runs that its layout names."""
+"""A paper's table, from the layout in a sweep's file: each cell is the mean over the seeds of its runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from lowbit.results.collect import check_comparable
-from lowbit.results.layout import Layout, Part, parts_of
+import yaml
+
+from lowbit.results.collect import Cell, check_comparable
 from lowbit.results.published import Record, as_teacher, find, matches
-from lowbit.results.rows import Cell
-from lowbit.results.run_file import RUN_FILE
-from lowbit.results.scores import Comparison, Published, compare, score_of
+from lowbit.results.render import Format, Grid, print_grid, write_csv, write_grid
+from lowbit.results.run_file import RUN_FILE, get
+from lowbit.results.scores import (
+    EMPTY,
+    Comparison,
+    Published,
+    compare,
+    damage_notes,
+    describe_comparison,
+    notes_on,
+    numbers_of,
+    origin,
+    scale_of,
+    score_of,
+    score_text,
+    std,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row or a column.
+
+    Attributes:
+        label: What it is called.
+        match: What the config of its runs holds, by dotted key, as in the records of conf/paper.
+        score: Metric that is shown; None: that of the other axis or, if it names none either, each run's primary one.
+        teacher: Whether it shows the teachers of the runs instead of the runs.
+    """
+
+    label: str
+    match: Mapping[str, Any] = field(default_factory=dict)
+    score: str | None = None
+    teacher: bool = False
+
+
+# Rows or columns: spelled out, or one for each combination of values that the sweep gives to these keys.
+Axis = Sequence[Part] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows and columns; `papers` names the files of conf/paper whose values are shown, None all of them."""
+
+    title: str
+    rows: Axis
+    columns: Axis
+    papers: tuple[str, ...] | None = None
+
+
+def read_layout(files: Iterable[Path]) -> Layout | None:
+    """Return the layout in the last of these files of a sweep that has one, or None.
+
+    Raises:
+        ValueError: it has unknown or missing keys.
+    """
+    found = [(path, content) for path in files if (content := _table_of(path)) is not None]
+    if not found:
+        return None
+    path, content = found[-1]
+    _check(path, "", content, required={"rows", "columns"}, known={"title", "rows", "columns", "papers"})
+    papers = content.get("papers")
+    return Layout(
+        title=str(content.get("title", path.stem)),
+        rows=_axis(path, "rows", content["rows"]),
+        columns=_axis(path, "columns", content["columns"]),
+        papers=None if papers is None else tuple(papers),
+    )
+
+
+def _table_of(path: Path) -> Any:
+    sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return sweep.get("table") if isinstance(sweep, Mapping) else None
+
+
+def parts_of(axis: Axis, cells: Iterable[Cell]) -> list[Part]:
+    """Return the rows or columns of an axis; those of keys in the order of the sweep."""
+    parts = [part for part in axis if isinstance(part, Part)]
+    keys = [key for key in axis if isinstance(key, str)]
+    if parts or not keys:
+        return parts
+    found: dict[str, Part] = {}
+    for cell in cells:
+        values = {key: get(cell.config, key) for key in keys}
+        # A list in a `match` stands for alternatives, so that a list as value is wrapped into one.
+        match = {key: [value] if isinstance(value, list) else value for key, value in values.items()}
+        label = ", ".join(str(value) for value in values.values())
+        found.setdefault(label, Part(label, match))
+    return list(found.values())
+
+
+def _axis(path: Path, name: str, entries: Any) -> Axis:
+    if isinstance(entries, list) and entries and all(isinstance(entry, str) for entry in entries):
+        return [str(entry) for entry in entries]
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: table: {name}: a list of config keys, or of rows with `label` and `match`")
+    for number, entry in enumerate(entries, 1):
+        where = f"{name}.{number}: "
+        _check(path, where, entry, required={"label"}, known={"label", "match", "score", "teacher"})
+    return [
+        Part(str(entry["label"]), entry.get("match", {}), entry.get("score"), bool(entry.get("teacher", False)))
+        for entry in entries
+    ]
+
+
+def _check(path: Path, where: str, content: Any, required: set[str], known: set[str]) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: table: {where}{content!r}: expected keys {', '.join(sorted(known))}")  # noqa: TRY004
+    missing, unknown = sorted(required - content.keys()), sorted(content.keys() - known)
+    if missing or unknown:
+        raise ValueError(
+            f"{path}: table: {where}missing keys {missing or 'none'}, unknown keys {unknown or 'none'}; "
+            f"allowed: {', '.join(sorted(known))}"
+        )
+
 
 _Member = tuple[Cell, dict[str, Any] | None]
 
@@ -162,3 +280,92 @@ def _name(cell: Cell) -> str:
 
 def _distinct(texts: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text or "unknown" for text in texts))
+
+
+_CSV_COLUMNS = (
+    *("row", "column", "metric", "mean", "std", "n", "expected", "scale"),
+    *("published", "published_high", "published_std", "difference", "tolerance", "status"),
+    *("source", "assumed", "commit", "device", "command"),
+)
+_READING = "Mean ± sample standard deviation (number of seeds), in per cent where papers are."
+
+
+def render_pivot(table: Pivot, fmt: Format) -> str:
+    """The table as text; `csv` has a line per cell, with raw numbers: mean times scale is in the unit of the paper.
+
+    Raises:
+        ValueError: `fmt` is none of the formats.
+    """
+    return _csv(table) if fmt == "csv" else write_grid(pivot_grid(table), fmt)
+
+
+def print_pivot(table: Pivot, console: Console | None = None) -> None:
+    """Print the table, its notes, and the commands that fill the missing cells."""
+    print_grid(pivot_grid(table), console)
+
+
+def pivot_grid(table: Pivot) -> Grid:
+    """Three lines per row, or one where none of its cells has a published value."""
+    lines: list[list[str]] = []
+    styles: dict[tuple[int, int], str] = {}
+    starts = []
+    for entries in table.lines:
+        starts.append(len(lines))
+        lines.append([entries[0].row, *map(_mean, entries)])
+        for place, entry in enumerate(entries, 1):
+            if not entry.values and entry.expected:
+                styles[len(lines) - 1, place] = "not-run"
+        if any(entry.published for entry in entries):
+            told = [describe_comparison(entry.published, entry.comparison) for entry in entries]
+            lines.append(["published", *(published for published, _, _ in told)])
+            lines.append(["difference", *(_difference(difference, verdict) for _, difference, verdict in told)])
+            for place, (_, _, verdict) in enumerate(told, 1):
+                styles[len(lines) - 1, place] = verdict
+    return Grid(
+        heads=[("", "left"), *((name, "right") for name in table.columns)],
+        lines=lines,
+        title=table.layout.title,
+        styles={place: style for place, style in styles.items() if style != EMPTY},
+        groups=frozenset(starts[1:]),
+        notes=_notes(table),
+        commands=list(dict.fromkeys(command for entry in table.entries for command in entry.missing)),
+    )
+
+
+def _mean(entry: Entry) -> str:
+    if not entry.values:
+        return ("damaged" if entry.damaged else "not run") if entry.expected else EMPTY
+    text = score_text(entry.values, entry.score)
+    text = text if len(entry.values) == entry.expected else f"{text}, {len(entry.values)} of {entry.expected}"
+    return f"{text}, {len(entry.damaged)} damaged" if entry.damaged else text
+
+
+def _difference(difference: str, verdict: str) -> str:
+    return EMPTY if verdict == EMPTY else f"{difference} {verdict}"
+
+
+def _notes(table: Pivot) -> list[str]:
+    entries = table.entries
+    notes = [_READING, *notes_on([entry.published for entry in entries if entry.published])]
+    commits = [commit for entry in entries for commit in entry.commits]
+    notes.append(origin(commits, [device for entry in entries for device in entry.devices]))
+    notes += damage_notes(message for entry in entries for message in entry.damaged)
+    if table.left_out:
+        notes.append(f"In no cell: {'; '.join(dict.fromkeys(table.left_out))}.")
+    return notes
+
+
+def _csv(table: Pivot) -> str:
+    lines: list[Sequence[object]] = [_CSV_COLUMNS]
+    for entry in table.entries:
+        mean = fmean(entry.values) if entry.values else None
+        published = entry.published
+        sources, assumed = (published.sources, published.assumed) if published else ((), ())
+        joined = map("; ".join, (sources, assumed, entry.commits, entry.devices, entry.missing))
+        lines.append(
+            [
+                *(entry.row, entry.column, entry.score, mean, std(entry.values), len(entry.values), entry.expected),
+                *(scale_of(entry.score), *numbers_of(published, entry.comparison)[:-1], entry.status, *joined),
+            ]
+        )
+    return write_csv(lines)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lowbit.results.rows import get
+from lowbit.results.run_file import get
 from lowbit.results.scores import Published
 
 ANY = "*"  # in a `match`: any value but null

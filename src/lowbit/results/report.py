@@ -6,19 +6,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lowbit.files import DamagedFileError, sha256_of
-from lowbit.results.collect import group_cells
-from lowbit.results.formats import OPEN_TABLE, Grid, html_page, html_table
-from lowbit.results.rows import TEACHER, Cell
-from lowbit.results.run_file import RUN_FILE, remedy
-from lowbit.results.run_folder import METRICS_FILE, read_rows
-from lowbit.results.scores import scale_of
-from lowbit.results.text import EMPTY
+from lowbit.results.collect import TEACHER, Cell, group_cells
+from lowbit.results.render import OPEN_TABLE, Grid, html_page, html_table
+from lowbit.results.run_file import METRICS_FILE, RUN_FILE, read_rows, remedy
+from lowbit.results.scores import EMPTY, scale_of
 
 if TYPE_CHECKING:
     from lowbit.results.figures import Series
@@ -324,11 +320,7 @@ def render_report(report: Report) -> str:
     for place, (name, body) in enumerate(sections.items()):
         lines += [f'<section id="s{place}">', f"<h2>{escape(name)}</h2>", *body, "</section>"]
     no_icon = '<link rel="icon" href="data:,">'  # or browsers ask the server for one
-    return html_page(report.title, _style(), lines, [no_icon])
-
-
-def _style() -> str:
-    return files("lowbit.results").joinpath("report.css").read_text(encoding="utf-8")
+    return html_page(report.title, "report.css", lines, [no_icon])
 
 
 def _paragraphs(texts: Iterable[str], style: str = "") -> list[str]:

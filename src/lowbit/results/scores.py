@@ -1,7 +1,7 @@
-"""Scores over seeds, and how they are judged against a published value."""
+"""Scores over seeds, how they are judged against a published value, and both as text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -15,6 +15,7 @@ RULE = (
     f"match: |difference| <= max(published std, {STANDARD_ERRORS:g} x std / sqrt(n), {POINTS:g} points); "
     "below and above: outside of it"
 )
+EMPTY = "-"
 CHECKPOINT = "checkpoint last"
 # Papers print these times 100; run.json holds them as fractions.
 _IN_PERCENT = ("accuracy", "matthews", "mcc", "f1", "pearson", "spearman", "exact_match", "ndcg")
@@ -99,3 +100,66 @@ def score_of(facts: Mapping[str, Any], score: str) -> float | None:
         return float(size.get("compression", 1.0))
     value = facts["metrics"].get(score)
     return None if value is None else float(value)
+
+
+def describe_comparison(published: Published | None, comparison: Comparison | None) -> list[str]:
+    """The published value, the difference to it and the verdict."""
+    if comparison is None:
+        return [EMPTY if published is None else str(published), EMPTY, EMPTY]
+    return [str(published), f"{comparison.difference:+.2f}", comparison.verdict]
+
+
+def notes_on(published: Sequence[Published]) -> list[str]:
+    """What to know about published values: the rule, their sources, what is assumed."""
+    if not published:
+        return []
+    sources = dict.fromkeys(source for value in published for source in value.sources)
+    assumed = dict.fromkeys(text for value in published for text in value.assumed)
+    notes = [f"{RULE}. A range: sources differ, and the nearer end counts." if _ranges(published) else f"{RULE}."]
+    notes.append("Scores are those of the last weights; papers may report the best on the development set.")
+    notes.append(f"Published: {'; '.join(sources)}.")
+    return [*notes, *(f"Assumed: {text}." for text in assumed)]
+
+
+def damage_notes(damaged: Iterable[str]) -> list[str]:
+    """Say which files keep runs out of the table, and what to do."""
+    return [f"Damaged: {message}" for message in dict.fromkeys(damaged)]
+
+
+def _ranges(published: Sequence[Published]) -> bool:
+    return any(value.low != value.high for value in published)
+
+
+def origin(commits: Sequence[str], devices: Sequence[str]) -> str:
+    """Do the same from the commits and devices themselves."""
+    parts = [_agreed("commit", list(dict.fromkeys(commits))), _agreed("device", list(dict.fromkeys(devices)))]
+    return "; ".join([*parts, CHECKPOINT]) if commits else "no run has finished"
+
+
+def _agreed(name: str, values: list[str]) -> str:
+    # Runs of different commits or devices are still shown, but never as if they were one.
+    return f"{name} {values[0]}" if len(values) == 1 else f"{name}s differ: {', '.join(values)}"
+
+
+def score_text(values: Sequence[float], metric: str | None) -> str:
+    """The same of the values themselves."""
+    if not values:
+        return EMPTY
+    mean, spread, scale = fmean(values), std(values), scale_of(metric)
+    digits = 2 if scale != 1.0 else decimals(mean, 4)
+    text = f"{scale * mean:.{digits}f}"
+    return text if spread is None else f"{text} ± {scale * spread:.{digits}f} ({len(values)})"
+
+
+def decimals(value: float, digits: int) -> int:
+    """Return how many decimals a number needs for as many significant digits."""
+    if value == 0 or not math.isfinite(value):
+        return digits - 1
+    return max(0, digits - 1 - math.floor(math.log10(abs(value))))
+
+
+def numbers_of(published: Published | None, comparison: Comparison | None) -> list[object]:
+    """The published value and the difference to it as raw numbers in the unit of papers, and the verdict."""
+    values = [None] * 3 if published is None else [published.low, published.high, published.std]
+    judged = [None] * 3 if comparison is None else [comparison.difference, comparison.tolerance, comparison.verdict]
+    return [*values, *judged]

@@ -1,18 +1,108 @@
-"""Tables of rows, a line per method: Markdown, LaTeX, CSV, HTML, the terminal."""
+"""Tables with a row per method: of one score with sizes and costs, or with a column per language."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
-from lowbit.results.formats import FORMATS, Format, Grid, write_csv, write_grid
-from lowbit.results.rows import Row
-from lowbit.results.scores import Comparison, Published
-from lowbit.results.text import cells, columns, damage_notes, notes_on, provenance
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lowbit.config.xglue_tasks import XGLUE_TASKS
+from lowbit.results.collect import TEACHER, Cell, Row, collect
+from lowbit.results.render import FORMATS, Align, Format, Grid, print_notes, write_csv, write_grid
+from lowbit.results.scores import (
+    EMPTY,
+    damage_notes,
+    decimals,
+    describe_comparison,
+    notes_on,
+    numbers_of,
+    origin,
+    score_text,
+)
+from lowbit.settings.data import XglueTask
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["Format", "print_table", "provenance", "render", "to_text"]
+
+_PUBLISHED: tuple[tuple[str, Align], ...] = (("published", "right"), ("difference", "right"), ("vs paper", "left"))
+
+
+def columns(rows: Sequence[Row]) -> list[tuple[str, Align]]:
+    """Header and alignment of each column; rows of several metrics get a `metric` column of their own."""
+    names = _metrics(rows)
+    value: list[tuple[str, Align]]
+    if len(names) > 1:
+        value = [("metric", "left"), ("score", "right")]
+    else:
+        value = [(_heading(names[0]) if names else "score", "right")]
+    return [
+        ("method", "left"),
+        *value,
+        *(_PUBLISHED if any(row.published for row in rows) else ()),
+        ("bits (W-E-A)", "right"),
+        ("size (MB)", "right"),
+        ("compression", "right"),
+        ("steps", "right"),
+        ("seconds", "right"),
+        ("status", "left"),
+    ]
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The text of each row, in the order of `columns`."""
+    mixed = len(_metrics(rows)) > 1
+    # One teacher needs no name; several (a sweep over data sets) would be indistinguishable without it.
+    several = sum(row.label == TEACHER for row in rows) > 1
+    published = any(row.published for row in rows)
+    return [
+        [
+            f"{TEACHER} {row.teacher_id}" if several and row.label == TEACHER else row.label,
+            *([_heading(row.metric) if row.metric else EMPTY] if mixed else []),
+            score(row),
+            *(describe_comparison(row.published, row.comparison) if published else []),
+            row.bits or EMPTY,
+            _significant(row.simulated_mb),
+            EMPTY if row.compression is None else f"{row.compression:.1f}x",
+            EMPTY if row.steps is None else str(row.steps),
+            _seconds(row.seconds),
+            row.status,
+        ]
+        for row in rows
+    ]
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """One line: the commits and devices of the runs, and which checkpoint was evaluated."""
+    return origin(
+        [commit for row in rows for commit in row.commits], [device for row in rows for device in row.devices]
+    )
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.metric for row in rows if row.metric is not None))
+
+
+def _heading(metric: str) -> str:
+    return metric.replace("/", " ")
+
+
+def score(row: Row) -> str:
+    """The mean and, of several seeds, the standard deviation of a row's metric; times 100 where papers print it so."""
+    return score_text(row.values, row.metric)
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return EMPTY
+    return f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def _significant(value: float | None) -> str:
+    """Three significant digits, never an exponent, never fewer digits than the integer part has."""
+    return EMPTY if value is None else f"{value:.{decimals(value, 3)}f}"
+
 
 _STYLE = {"done": "green", "not run": "red", "damaged": "red"}
 _MIN_WIDTH = 80
@@ -53,7 +143,7 @@ def grid_of(rows: Sequence[Row], fmt: Format, title: str) -> Grid:
     return Grid(heads, body, title, styles, notes=[*notes, provenance(rows), *damaged], commands=list(missing))
 
 
-def print_table(rows: Sequence[Row], title: str, console: "Console | None" = None) -> None:
+def print_table(rows: Sequence[Row], title: str, console: Console | None = None) -> None:
     """Print the table, its provenance, and the commands that fill the missing cells."""
     from rich.console import Console
 
@@ -63,7 +153,7 @@ def print_table(rows: Sequence[Row], title: str, console: "Console | None" = Non
     print_origin(rows, console)
 
 
-def print_origin(rows: Sequence[Row], console: "Console") -> None:
+def print_origin(rows: Sequence[Row], console: Console) -> None:
     """Print the provenance of the rows, and the commands that fill the missing cells."""
     print_notes(
         [
@@ -76,20 +166,7 @@ def print_origin(rows: Sequence[Row], console: "Console") -> None:
     )
 
 
-def print_notes(notes: Sequence[str], commands: Sequence[str], console: "Console") -> None:
-    """Print what stands below a table."""
-    from rich.text import Text
-
-    for note in notes:
-        console.print(Text(note), soft_wrap=True)
-    if commands:
-        console.print(Text("\nTo fill the missing cells:"))
-        for command in commands:
-            # Text and soft wrap: brackets stay brackets, and a copied command stays one line.
-            console.print(Text(f"  {command}"), soft_wrap=True)
-
-
-def _rich(rows: Sequence[Row], title: str, width: int) -> "Table":
+def _rich(rows: Sequence[Row], title: str, width: int) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -126,8 +203,109 @@ def _csv(rows: Sequence[Row]) -> str:
     return write_csv(lines)
 
 
-def numbers_of(published: Published | None, comparison: Comparison | None) -> list[object]:
-    """The published value and the difference to it as raw numbers in the unit of papers, and the verdict."""
-    values = [None] * 3 if published is None else [published.low, published.high, published.std]
-    judged = [None] * 3 if comparison is None else [comparison.difference, comparison.tolerance, comparison.verdict]
-    return [*values, *judged]
+MEAN = "mean"
+_MEAN_SPLIT = "val_mean"
+_GAP = 3  # between columns
+
+
+class LanguageTable:
+    """Rows of the runs with their scores by language.
+
+    Attributes:
+        rows: One per group of seeds and one per teacher, with the mean over the languages.
+        by_language: The same rows with the score in each language; no value where a run has none.
+
+    Raises:
+        ValueError: no finished run was scored in several languages, or runs are not comparable.
+    """
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        cells = list(cells)
+        runs = [cell.run for cell in cells if cell.run is not None]
+        found = list(dict.fromkeys(language for run in runs for language in _metrics_of(run)))
+        if not found:
+            damaged = [f"\n{note}" for note in damage_notes(cell.damage for cell in cells if cell.damage)]
+            raise ValueError(
+                "no finished run was scored in several languages: that takes data=xnli or another of XGLUE"
+                + "".join(damaged)
+            )
+        self.rows = collect(cells)
+        self.by_language = {language: collect(cells, partial(_metric_in, language)) for language in found}
+
+    def heads(self) -> list[tuple[str, Align]]:
+        """Return the header and the alignment of each column."""
+        return [("method", "left"), *((name, "right") for name in (*self.by_language, MEAN)), ("status", "left")]
+
+    def lines(self) -> Iterator[list[str]]:
+        """Yield the text of each row; a mean over fewer languages than the table has says over how many."""
+        for row, *parts in zip(self.rows, *self.by_language.values(), strict=True):
+            scores = list(map(score, parts))
+            there = sum(text != EMPTY for text in scores)
+            mean = score(row) if there in (0, len(parts)) else f"{score(row)} of {there}"
+            yield [row.label, *scores, mean, row.status]
+
+    def render(self, fmt: Format) -> str:
+        """Return the table as text: `md`, `latex`, `html`, or raw numbers as `csv`, a line per row and language."""
+        if fmt == "csv":
+            return self._csv()
+        notes = damage_notes(message for row in self.rows for message in row.damaged)
+        return write_grid(Grid(self.heads(), list(self.lines()), title="Scores by language", notes=notes), fmt)
+
+    def print(self, title: str) -> None:
+        """Print the table, where its numbers come from, and the commands that fill the missing cells.
+
+        Languages that the terminal has no room for beside the others follow below, with the methods again.
+        """
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        console = Console()
+        heads, lines = self.heads(), list(self.lines())
+        widths = [max(map(len, column)) for column in zip([name for name, _ in heads], *lines, strict=True)]
+        for number, block in enumerate(_blocks(widths, console.width)):
+            above = Text("" if number else title, style="bold")
+            table = Table(title=above, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+            for place in block:
+                name, align = heads[place]
+                table.add_column(Text(name), justify=align, no_wrap=True, min_width=widths[place])
+            for line in lines:
+                table.add_row(*(Text(line[place]) for place in block))
+            console.print(table, crop=False)
+        print_origin(self.rows, console)
+
+    def _csv(self) -> str:
+        lines: list[Sequence[object]] = [("method", "language", "metric", "mean", "std", "n", "expected")]
+        columns: dict[str, Sequence[Row]] = {**self.by_language, MEAN: self.rows}
+        for place, row in enumerate(self.rows):
+            for language, rows in columns.items():
+                part = rows[place]
+                lines.append([row.label, language, part.metric, part.mean, part.std, len(part.values), row.expected])
+        return write_csv(lines)
+
+
+def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Return the columns that stand beside one another, in lines of `width` characters; the first is in every block."""
+    blocks, taken = [[0]], widths[0] + _GAP
+    for place, needed in enumerate(widths[1:], start=1):
+        if len(blocks[-1]) > 1 and taken + needed + _GAP > width:
+            blocks.append([0])
+            taken = widths[0] + _GAP
+        blocks[-1].append(place)
+        taken += needed + _GAP
+    return blocks
+
+
+def _metrics_of(run: dict[str, Any]) -> dict[str, str]:
+    """Return the name of the metric in each language, that of the training rows first; nothing for other data sets."""
+    data, (split, _, name) = run["config"]["data"], run["primary_metric"].partition("/")
+    if split != _MEAN_SPLIT or not data.get("xglue_task"):
+        return {}
+    others = {language: f"val_{language}/{name}" for language in XGLUE_TASKS[XglueTask[data["xglue_task"]]].languages}
+    return {data["language"]: f"val/{name}"} | {key: split for key, split in others.items() if split in run["metrics"]}
+
+
+def _metric_in(language: str, run: dict[str, Any]) -> str:
+    """Return the run's metric in a language; a name that no run has where it was not scored in it."""
+    return _metrics_of(run).get(language, f"not scored in {language}")

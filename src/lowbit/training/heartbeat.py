@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from lowbit.results.run_folder import PROGRESS_FILE, Progress, write_progress
+from lowbit.results.run_file import PROGRESS_FILE, Progress, write_progress
 
 SECONDS_BETWEEN = 1.0
 

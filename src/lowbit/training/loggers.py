@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from numpy.typing import NDArray
 
 from lowbit.files import write_text
-from lowbit.results.run_folder import METRICS_FILE, read_rows, rows_of
+from lowbit.results.run_file import METRICS_FILE, read_rows, rows_of
 from lowbit.settings.run import Config
 from lowbit.training.tensorboard_run import TensorBoardRun
 from lowbit.training.wandb_run import Tracked, open_wandb

@@ -35,7 +35,7 @@ from lowbit.results import (
     print_table,
     read_run,
 )
-from lowbit.results.run_folder import (
+from lowbit.results.run_file import (
     ERROR_FILE,
     HOLDER_FILE,
     LOCK_FILE,

@@ -19,7 +19,7 @@ from lowbit.losses import WeightLoss
 from lowbit.modeling import Instrument
 from lowbit.modeling.weights import read_weights
 from lowbit.recipes import Stage
-from lowbit.results.run_folder import METRICS_FILE, PROGRESS_FILE, STAGE_FILE, StageRecord, read_stage
+from lowbit.results.run_file import METRICS_FILE, PROGRESS_FILE, STAGE_FILE, StageRecord, read_stage
 from lowbit.settings.run import TrainerConfig
 from lowbit.training.callbacks import StepTimer, progress
 from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastCheckpoint, step_of

@@ -20,8 +20,7 @@ from lowbit.modeling.inputs import build_tokenizer
 from lowbit.modeling.labels import save_description
 from lowbit.modeling.sizes import model_size
 from lowbit.recipes import build_teacher_stage
-from lowbit.results.run_file import missing_of_teacher
-from lowbit.results.run_folder import StageRecord
+from lowbit.results.run_file import StageRecord, missing_of_teacher
 from lowbit.settings.data import TokenizerKind
 from lowbit.settings.model import TeacherSource
 from lowbit.settings.recipe import BudgetConfig

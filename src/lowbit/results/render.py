@@ -1,4 +1,4 @@
-"""Tables of text cells as Markdown, LaTeX (booktabs) or a page of HTML."""
+"""A table of text cells in every format: terminal, Markdown, LaTeX (booktabs), CSV, a page of HTML."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Align = Literal["left", "right"]
 Format = Literal["md", "csv", "latex", "html"]
@@ -24,30 +28,9 @@ _LATEX = str.maketrans(
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
 )
 _CELL = str.maketrans({"\\": "\\\\", "|": "\\|"})  # of Markdown: what would end it
-NARROW = "50rem"
-"""Screens below it are told that a table scrolls."""
 OPEN_TABLE = (
     '<p class="hint">The table scrolls sideways.</p>',
     '<div class="wide" tabindex="0"><table>',  # the arrow keys scroll what can be tabbed to
-)
-_CSS = (
-    """\
-body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5em auto; max-width: 75em; padding: 0 1em; color: #222; }
-h1 { font-size: 1.2em; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; border-block: 2px solid #222; font-variant-numeric: tabular-nums; }
-th { border-bottom: 1px solid #222; text-align: left; }
-th, td { padding: .2em .7em; }
-.right { text-align: right; }
-tr.new td { border-top: 1px solid #ccc; padding-top: .5em; }
-.match, .done { color: #12732a; }
-.below, .not-run { color: #b3261e; }
-.above { color: #1a56b0; }
-pre { overflow-x: auto; background: #f4f4f4; padding: .6em; }
-.hint { display: none; color: #555; }
-@media print { pre { white-space: pre-wrap; } }
-"""
-    f"@media screen and (max-width: {NARROW}) {{ .hint {{ display: block; }} }}"
 )
 
 
@@ -179,11 +162,12 @@ def _html(grid: Grid) -> str:
     if grid.commands:
         commands = "\n".join(map(escape, grid.commands))
         lines += ["<p>To fill the missing cells:</p>", f"<pre>{commands}</pre>"]
-    return html_page(grid.title, _CSS, lines)
+    return html_page(grid.title, "table.css", lines)
 
 
-def html_page(title: str, css: str, body: Sequence[str], head: Sequence[str] = ()) -> str:
-    """Return a page of lines that needs no other file; `head` is more of its head."""
+def html_page(title: str, style: str, body: Sequence[str], head: Sequence[str] = ()) -> str:
+    """Return a page of lines that needs no other file; `style` names a style sheet here, `head` is more of its head."""
+    css = files("lowbit.results").joinpath(style).read_text(encoding="utf-8").rstrip()
     lines = [
         "<!doctype html>",
         '<html lang="en">',
@@ -201,3 +185,39 @@ def html_page(title: str, css: str, body: Sequence[str], head: Sequence[str] = (
         "</html>",
     ]
     return "\n".join(lines) + "\n"
+
+
+_COLORS = {"match": "green", "below": "red", "above": "blue", "not-run": "red"}
+
+
+def print_grid(grid: Grid, console: Console | None = None) -> None:
+    """Print the table, its notes, and the commands that fill the missing cells."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console()
+    drawn = Table(title=Text(grid.title, style="bold"), title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for name, align in grid.heads:
+        drawn.add_column(Text(name), justify=align, overflow="fold")
+    for number, texts in enumerate(grid.lines):
+        colors = [_COLORS.get(grid.styles.get((number, place), ""), "") for place in range(len(texts))]
+        last = number + 1 in grid.groups
+        drawn.add_row(*(Text(text, style=color) for text, color in zip(texts, colors, strict=True)), end_section=last)
+    # Not cropped: a terminal narrower than the table wraps its lines, which is ugly, but keeps every digit.
+    console.print(drawn, crop=False)
+    print_notes(grid.notes, grid.commands, console)
+
+
+def print_notes(notes: Sequence[str], commands: Sequence[str], console: Console) -> None:
+    """Print what stands below a table."""
+    from rich.text import Text
+
+    for note in notes:
+        console.print(Text(note), soft_wrap=True)
+    if commands:
+        console.print(Text("\nTo fill the missing cells:"))
+        for command in commands:
+            # Text and soft wrap: brackets stay brackets, and a copied command stays one line.
+            console.print(Text(f"  {command}"), soft_wrap=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 from lowbit.config.identity import NOT_IDENTITY
 from lowbit.config.problems import nearest
+from lowbit.results.collect import Cell
 from lowbit.results.compare import flat
-from lowbit.results.rows import Cell, get
-from lowbit.results.run_file import RUN_FILE, finished_run
+from lowbit.results.run_file import RUN_FILE, finished_run, get
 
 COLUMNS = ("id", "name", "method", "data", "bits", "seed", "score", "state", "when")
 _ID = re.compile("[0-9a-f]{12}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lowbit.results import format_of
-from lowbit.results.formats import Grid, write_grid
+from lowbit.results.render import Grid, write_grid
 
 NASTY = '<script>alert("x")</script> & | 50% a_b'
 GRID = Grid(

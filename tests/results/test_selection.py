@@ -9,7 +9,7 @@ import pytest
 from lowbit.cli import main
 from lowbit.files import write_json
 from lowbit.results import collect
-from lowbit.results.found import cells_of_runs, choose_runs
+from lowbit.results.selection import cells_of_runs, choose_runs
 
 
 @pytest.fixture
