@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lowbit.results.render import Grid, write_csv
+from lowbit.results.render import Align, Grid, write_csv
 from lowbit.results.run_file import RUN_FILE, read_run
 from lowbit.results.scores import EMPTY, scale_of, score_text, std
 
@@ -214,16 +214,18 @@ def effects_grid(effects: Sequence[Effect], metric: str | None) -> Grid:
         is_base = number == 0
         lines.append([effect.slot, effect.change, score, mean, interval, EMPTY if is_base else effect.reading])
         styles[number, 5] = {"better": "above", "worse": "below", "not run": "not-run"}.get(effect.reading, "")
-    aligned = [(name, "left" if place in (0, 1, 5) else "right") for place, name in enumerate(heads)]
-    return Grid(aligned, lines, styles=styles, groups=frozenset([1]), notes=_notes(effects))  # type: ignore[arg-type]
+    aligned: list[tuple[str, Align]] = [
+        (name, "left" if place in (0, 1, 5) else "right") for place, name in enumerate(heads)
+    ]
+    return Grid(aligned, lines, styles=styles, groups=frozenset([1]), notes=_notes(effects))
 
 
 def _notes(effects: Sequence[Effect]) -> list[str]:
-    told = sum(effect.interval is not None for effect in effects)
+    count = sum(effect.interval is not None for effect in effects)
     notes = ["Difference: mean over the seeds of the variant's score minus that of the recipe with the same seed."]
-    if told:
+    if count:
         notes.append(
-            f"Of {told} such 95 % intervals about {told * (1 - CONFIDENCE):.1f} miss 0 even if no change has an effect."
+            f"Of {count} such 95 % intervals about {count * (1 - CONFIDENCE):.1f} miss 0 even if no change has an effect."
         )
     else:
         notes.append("No interval: give two seeds or more, for example seed=1,2,3.")

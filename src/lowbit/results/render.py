@@ -187,27 +187,46 @@ def html_page(title: str, style: str, body: Sequence[str], head: Sequence[str] =
     return "\n".join(lines) + "\n"
 
 
+_GAP = 3  # between the columns of a terminal
 _COLORS = {"match": "green", "below": "red", "above": "blue", "not-run": "red"}
 
 
 def print_grid(grid: Grid, console: Console | None = None) -> None:
-    """Print the table, its notes, and the commands that fill the missing cells."""
+    """Print the table, its notes, and the commands that fill the missing cells.
+
+    Columns for which the terminal has no room follow below, with the first column again.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = console or Console()
-    drawn = Table(title=Text(grid.title, style="bold"), title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for name, align in grid.heads:
-        drawn.add_column(Text(name), justify=align, overflow="fold")
-    for number, texts in enumerate(grid.lines):
-        colors = [_COLORS.get(grid.styles.get((number, place), ""), "") for place in range(len(texts))]
-        last = number + 1 in grid.groups
-        drawn.add_row(*(Text(text, style=color) for text, color in zip(texts, colors, strict=True)), end_section=last)
-    # Not cropped: a terminal narrower than the table wraps its lines, which is ugly, but keeps every digit.
-    console.print(drawn, crop=False)
+    widths = [max(map(len, column)) for column in zip([name for name, _ in grid.heads], *grid.lines, strict=True)]
+    for number, block in enumerate(_blocks(widths, console.width)):
+        title = Text("" if number else grid.title, style="bold")
+        drawn = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+        for place in block:
+            name, align = grid.heads[place]
+            drawn.add_column(Text(name), justify=align, no_wrap=True, min_width=widths[place])
+        for line, texts in enumerate(grid.lines):
+            cells = [Text(texts[place], style=_COLORS.get(grid.styles.get((line, place), ""), "")) for place in block]
+            drawn.add_row(*cells, end_section=line + 1 in grid.groups)
+        # Not cropped: a column that is wider than the terminal is ugly, but keeps every digit.
+        console.print(drawn, crop=False)
     print_notes(grid.notes, grid.commands, console)
+
+
+def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Return which columns fit into `width` characters together; the first column is in every block."""
+    blocks, taken = [[0]], widths[0] + _GAP
+    for place, needed in enumerate(widths[1:], start=1):
+        if len(blocks[-1]) > 1 and taken + needed + _GAP > width:
+            blocks.append([0])
+            taken = widths[0] + _GAP
+        blocks[-1].append(place)
+        taken += needed + _GAP
+    return blocks
 
 
 def print_notes(notes: Sequence[str], commands: Sequence[str], console: Console) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lowbit.config.xglue_tasks import XGLUE_TASKS
 from lowbit.results.collect import TEACHER, Cell, Row, collect
-from lowbit.results.render import FORMATS, Align, Format, Grid, print_notes, write_csv, write_grid
+from lowbit.results.render import FORMATS, Align, Format, Grid, print_grid, print_notes, write_csv, write_grid
 from lowbit.results.scores import (
     EMPTY,
     damage_notes,
@@ -134,13 +135,11 @@ def render(rows: Sequence[Row], fmt: Format, title: str = "") -> str:
 def grid_of(rows: Sequence[Row], fmt: Format, title: str) -> Grid:
     """The rows as text cells; all that goes with them stands on a page of `html` only."""
     heads, body = columns(rows), cells(rows)
-    notes = notes_on([row.published for row in rows if row.published])
-    damaged = damage_notes(message for row in rows for message in row.damaged)
     if fmt != "html":  # the others are pasted into texts, which say the rest themselves
-        return Grid(heads, body, notes=[*notes, *([provenance(rows)] if notes else []), *damaged])
+        notes = [note for note in _notes(rows) if any(row.published for row in rows) or note != provenance(rows)]
+        return Grid(heads, body, notes=notes)
     styles = {(number, len(heads) - 1): row.status.replace(" ", "-") for number, row in enumerate(rows)}
-    missing = dict.fromkeys(command for row in rows for command in row.missing)
-    return Grid(heads, body, title, styles, notes=[*notes, provenance(rows), *damaged], commands=list(missing))
+    return Grid(heads, body, title, styles, notes=_notes(rows), commands=_missing(rows))
 
 
 def print_table(rows: Sequence[Row], title: str, console: Console | None = None) -> None:
@@ -150,20 +149,17 @@ def print_table(rows: Sequence[Row], title: str, console: Console | None = None)
     console = console or Console()
     # Not cropped: a terminal narrower than the table wraps its lines, which is ugly, but keeps every digit.
     console.print(_rich(rows, title, console.width), crop=False)
-    print_origin(rows, console)
+    print_notes(_notes(rows), _missing(rows), console)
 
 
-def print_origin(rows: Sequence[Row], console: Console) -> None:
-    """Print the provenance of the rows, and the commands that fill the missing cells."""
-    print_notes(
-        [
-            *notes_on([row.published for row in rows if row.published]),
-            provenance(rows),
-            *damage_notes(message for row in rows for message in row.damaged),
-        ],
-        list(dict.fromkeys(command for row in rows for command in row.missing)),
-        console,
-    )
+def _notes(rows: Sequence[Row]) -> list[str]:
+    published = notes_on([row.published for row in rows if row.published])
+    return [*published, provenance(rows), *damage_notes(message for row in rows for message in row.damaged)]
+
+
+def _missing(rows: Sequence[Row]) -> list[str]:
+    """Return the commands that fill the missing cells."""
+    return list(dict.fromkeys(command for row in rows for command in row.missing))
 
 
 def _rich(rows: Sequence[Row], title: str, width: int) -> Table:
@@ -205,7 +201,6 @@ def _csv(rows: Sequence[Row]) -> str:
 
 MEAN = "mean"
 _MEAN_SPLIT = "val_mean"
-_GAP = 3  # between columns
 
 
 class LanguageTable:
@@ -232,48 +227,28 @@ class LanguageTable:
         self.rows = collect(cells)
         self.by_language = {language: collect(cells, partial(_metric_in, language)) for language in found}
 
-    def heads(self) -> list[tuple[str, Align]]:
-        """Return the header and the alignment of each column."""
-        return [("method", "left"), *((name, "right") for name in (*self.by_language, MEAN)), ("status", "left")]
-
-    def lines(self) -> Iterator[list[str]]:
-        """Yield the text of each row; a mean over fewer languages than the table has says over how many."""
+    def grid(self) -> Grid:
+        """Return the table; a mean over fewer languages than the table has says over how many."""
+        lines = []
         for row, *parts in zip(self.rows, *self.by_language.values(), strict=True):
             scores = list(map(score, parts))
             there = sum(text != EMPTY for text in scores)
             mean = score(row) if there in (0, len(parts)) else f"{score(row)} of {there}"
-            yield [row.label, *scores, mean, row.status]
+            lines.append([row.label, *scores, mean, row.status])
+        heads = ["method", *self.by_language, MEAN, "status"]
+        aligned: list[tuple[str, Align]] = [
+            (name, "left" if place in (0, len(heads) - 1) else "right") for place, name in enumerate(heads)
+        ]
+        notes = damage_notes(message for row in self.rows for message in row.damaged)
+        return Grid(aligned, lines, title="Scores by language", notes=notes)
 
     def render(self, fmt: Format) -> str:
         """Return the table as text: `md`, `latex`, `html`, or raw numbers as `csv`, a line per row and language."""
-        if fmt == "csv":
-            return self._csv()
-        notes = damage_notes(message for row in self.rows for message in row.damaged)
-        return write_grid(Grid(self.heads(), list(self.lines()), title="Scores by language", notes=notes), fmt)
+        return self._csv() if fmt == "csv" else write_grid(self.grid(), fmt)
 
     def print(self, title: str) -> None:
-        """Print the table, where its numbers come from, and the commands that fill the missing cells.
-
-        Languages that the terminal has no room for beside the others follow below, with the methods again.
-        """
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        console = Console()
-        heads, lines = self.heads(), list(self.lines())
-        widths = [max(map(len, column)) for column in zip([name for name, _ in heads], *lines, strict=True)]
-        for number, block in enumerate(_blocks(widths, console.width)):
-            above = Text("" if number else title, style="bold")
-            table = Table(title=above, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-            for place in block:
-                name, align = heads[place]
-                table.add_column(Text(name), justify=align, no_wrap=True, min_width=widths[place])
-            for line in lines:
-                table.add_row(*(Text(line[place]) for place in block))
-            console.print(table, crop=False)
-        print_origin(self.rows, console)
+        """Print the table, where its numbers come from, and the commands that fill the missing cells."""
+        print_grid(replace(self.grid(), title=title, notes=_notes(self.rows), commands=_missing(self.rows)))
 
     def _csv(self) -> str:
         lines: list[Sequence[object]] = [("method", "language", "metric", "mean", "std", "n", "expected")]
@@ -283,18 +258,6 @@ class LanguageTable:
                 part = rows[place]
                 lines.append([row.label, language, part.metric, part.mean, part.std, len(part.values), row.expected])
         return write_csv(lines)
-
-
-def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
-    """Return the columns that stand beside one another, in lines of `width` characters; the first is in every block."""
-    blocks, taken = [[0]], widths[0] + _GAP
-    for place, needed in enumerate(widths[1:], start=1):
-        if len(blocks[-1]) > 1 and taken + needed + _GAP > width:
-            blocks.append([0])
-            taken = widths[0] + _GAP
-        blocks[-1].append(place)
-        taken += needed + _GAP
-    return blocks
 
 
 def _metrics_of(run: dict[str, Any]) -> dict[str, str]:
