@@ -80,7 +80,7 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _cells_of_runs(words: list[str], overrides: list[str]) -> list[Cell]:
-    """Return the finished runs that the words choose as cells of a table; those that are not finished are told."""
+    """Return the finished runs that the words choose as cells of a table; the others are named on stderr."""
     _, found = chosen_runs(overrides, words)
     finished = [run for run in found if run.run is not None or run.damage]
     for run in found:
@@ -92,7 +92,7 @@ def _cells_of_runs(words: list[str], overrides: list[str]) -> list[Cell]:
 
 
 def cells_of(name: str, overrides: list[str]) -> list[Cell]:
-    """Return the jobs of a sweep as cells of a table; those whose config is not valid are told and left out.
+    """Return the jobs of a sweep as cells of a table; those with an invalid config are named on stderr and left out.
 
     Raises:
         ConfigError: no job is valid.

@@ -113,7 +113,7 @@ def collect(
     Args:
         cells: the jobs.
         metric_of: from the content of a run file to the metric that its row shows; a run without it has no value.
-        records: published values, to be shown beside the rows that they belong to.
+        records: published values, shown in the rows that they belong to.
 
     Raises:
         ValueError: runs that one row would average are not comparable.

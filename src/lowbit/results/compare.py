@@ -221,11 +221,11 @@ def effects_grid(effects: Sequence[Effect], metric: str | None) -> Grid:
 
 
 def _notes(effects: Sequence[Effect]) -> list[str]:
-    count = sum(effect.interval is not None for effect in effects)
+    n = sum(effect.interval is not None for effect in effects)
     notes = ["Difference: mean over the seeds of the variant's score minus that of the recipe with the same seed."]
-    if count:
+    if n:
         notes.append(
-            f"Of {count} such 95 % intervals about {count * (1 - CONFIDENCE):.1f} miss 0 even if no change has an effect."
+            f"Of {n} such 95 % intervals about {n * (1 - CONFIDENCE):.1f} miss 0 even if no change has an effect."
         )
     else:
         notes.append("No interval: give two seeds or more, for example seed=1,2,3.")

@@ -182,7 +182,7 @@ def draw_histograms(histograms: Sequence[Histogram]) -> Figure:
             axis.grid(visible=False)
             axis.xaxis.set_major_locator(MaxNLocator(4))
             axis.yaxis.set_visible(False)
-            # The square root keeps the tails visible beside a peak of zeros.
+            # The square root keeps the tails visible next to a peak of zeros.
             axis.stairs(np.sqrt(shares), np.linspace(one.low, one.high, len(shares) + 1), fill=True, color=color)
             axis.text(0, 1.02, label, transform=axis.transAxes, va="bottom")
         pair[0].tick_params(labelbottom=False)

@@ -316,10 +316,10 @@ def pivot_grid(table: Pivot) -> Grid:
             if not entry.values and entry.expected:
                 styles[len(lines) - 1, place] = "not-run"
         if any(entry.published for entry in entries):
-            told = [describe_comparison(entry.published, entry.comparison) for entry in entries]
-            lines.append(["published", *(published for published, _, _ in told)])
-            lines.append(["difference", *(_difference(difference, verdict) for _, difference, verdict in told)])
-            for place, (_, _, verdict) in enumerate(told, 1):
+            compared = [describe_comparison(entry.published, entry.comparison) for entry in entries]
+            lines.append(["published", *(published for published, _, _ in compared)])
+            lines.append(["difference", *(_difference(difference, verdict) for _, difference, verdict in compared)])
+            for place, (_, _, verdict) in enumerate(compared, 1):
                 styles[len(lines) - 1, place] = verdict
     return Grid(
         heads=[("", "left"), *((name, "right") for name in table.columns)],

@@ -120,7 +120,7 @@ def find(records: Iterable[Record], config: Mapping[str, Any], score: str) -> Pu
 
 
 def as_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config with which the teacher of a run would be a run of its own: fine-tuned, at full precision."""
+    """Return the config that would train the teacher of a run as a run: fine-tuned, at full precision."""
     plain = {"method": {"name": "finetune"}, "quantizer": {"name": "none"}}
     return {**config, **plain, "data": {**config.get("data", {}), "train_file": None}}
 

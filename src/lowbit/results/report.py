@@ -191,7 +191,7 @@ def _figure(series: Sequence[Series], title: str, x: str, y: str, **options: Any
 
 
 def _score_figures(groups: Sequence[Group]) -> list[str]:
-    """Return the scores against size and against steps; groups of other metrics have panels of their own."""
+    """Return the scores against size and against steps; each metric has its own panels."""
     from lowbit.results.figures import Series
 
     parts = []
@@ -332,8 +332,8 @@ def _progress(groups: Sequence[Group]) -> str:
     jobs, done = sum(len(group.cells) for group in groups), sum(len(group.finished) for group in groups)
     damaged = sum(bool(cell.damage) for group in groups for cell in group.cells)
     missing = "" if done == jobs else f"; {jobs - done} not run, with the commands that run them at the end"
-    told = f" Files of {damaged} of those are damaged: see below the table." if damaged else ""
-    return f"{done} of {jobs} runs have finished{missing}.{told}"
+    damage = f" Files of {damaged} of those are damaged: see below the table." if damaged else ""
+    return f"{done} of {jobs} runs have finished{missing}.{damage}"
 
 
 def _table(report: Report) -> list[str]:
@@ -372,12 +372,12 @@ def _layers(report: Report) -> list[str]:
     outputs = _hidden_figure(report.groups, report.facts)
     if outputs:
         rows = max(facts.rows for facts in report.facts.values())
-        told = f"Outputs: |h - h(teacher)| / |h(teacher)| of each layer on the first {rows} evaluation rows."
-        body += [*_paragraphs([told], "soft"), *outputs]
+        text = f"Outputs: |h - h(teacher)| / |h(teacher)| of each layer on the first {rows} evaluation rows."
+        body += [*_paragraphs([text], "soft"), *outputs]
     sites = {label: {site.name: site for site in facts.sites} for label, facts in report.facts.items() if facts.sites}
     if sites:
-        told = "Weights: |Q(w) - w| / |w| of each quantized weight, first finished seed of each row."
-        body += [*_paragraphs([told], "soft"), *_errors(sites)]
+        text = "Weights: |Q(w) - w| / |w| of each quantized weight, first finished seed of each row."
+        body += [*_paragraphs([text], "soft"), *_errors(sites)]
     return [*body, *_paragraphs(notes, "soft")]
 
 

@@ -130,7 +130,7 @@ _Record = TypeVar("_Record", "Attempt", "Progress", "Holder", "StageRecord")
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a finished stage leaves: its numbers, and the SHA-256 of each file beside the record.
+    """What a finished stage leaves: its numbers, and the SHA-256 of each file in its folder.
 
     Earlier versions recorded no files.
     """

@@ -72,14 +72,14 @@ def _why(every: Sequence[Found], words: Sequence[str], unknown: Sequence[str], k
         return (
             f"no finished run has the key {unknown[0]!r}. {hint}Keys are {', '.join(COLUMNS)} and those of the config"
         )
-    told = "no run meets all of them"
+    reason = "no run meets all of them"
     for word in words:
         if not any(is_chosen(one, [word]) for one in every):
             key, equals, _ = word.partition("=")
             values = sorted({value for one in every if (value := one.value(key)) is not None}) if equals else []
-            told = f"no run has {word}" + (f"; {key} is {', '.join(values[:_SHOWN])}" if values else "")
+            reason = f"no run has {word}" + (f"; {key} is {', '.join(values[:_SHOWN])}" if values else "")
     damaged = sum(bool(one.damage) for one in every)
-    return told + (f". {damaged} runs are damaged: lowbit ls runs --filter state=damaged" if damaged else "")
+    return reason + (f". {damaged} runs are damaged: lowbit ls runs --filter state=damaged" if damaged else "")
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

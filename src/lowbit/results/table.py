@@ -31,7 +31,7 @@ _PUBLISHED: tuple[tuple[str, Align], ...] = (("published", "right"), ("differenc
 
 
 def columns(rows: Sequence[Row]) -> list[tuple[str, Align]]:
-    """Header and alignment of each column; rows of several metrics get a `metric` column of their own."""
+    """Header and alignment of each column; rows of several metrics get a `metric` column."""
     names = _metrics(rows)
     value: list[tuple[str, Align]]
     if len(names) > 1:
