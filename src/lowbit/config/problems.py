@@ -142,9 +142,12 @@ def _take_composing(texts: list[str], good: list[str]) -> list[str]:
 
 def _composition_problem(text: str, good: list[str], error: BaseException) -> str:
     message = explain(error)
-    if re.search(r"not in struct|not in '\w+'|Could not override", f"{message} {error}"):
-        return _unknown_key(text, good) or f"{text}: {message}"
+    unknown = re.search(r"not in struct|not in '\w+'|Could not override", f"{message} {error}")
+    if unknown and (problem := _unknown_key(text, good)) is not None:
+        return problem
     key = text.lstrip("+").partition("=")[0]
+    if "not in struct" in message and not text.startswith("+"):
+        message = f"{message}; begin the override with + to add keys here: '+{text}'"
     return message if message.startswith(f"{key}=") else f"{text}: {message}"
 
 

@@ -24,9 +24,9 @@ from lowbit.config.squad_files import squad_problems
 from lowbit.config.teacher import teacher_problems
 from lowbit.config.xglue_files import xglue_problems, xglue_train_rows
 from lowbit.settings.data import TEXT, DataConfig, DataKind, DataSource, ImageConfig, SquadVersion, TokenizerKind
-from lowbit.settings.fields import field_problems, group_problems
+from lowbit.settings.fields import field_problems, group_problems, merged
 from lowbit.settings.model import ModelConfig, ModelKind
-from lowbit.settings.recipe import ScaleUpdate, StageConfig, StudentInit
+from lowbit.settings.recipe import OptimizerKind, ScaleUpdate, StageConfig, StudentInit
 from lowbit.settings.run import Config
 from lowbit.soft_labels.files import soft_label_problems
 
@@ -226,15 +226,23 @@ def _method(config: Config) -> Iterator[str]:
         for layer in stage.intervention.layers or () if stage.intervention else ():
             if students is not None and layer >= students:
                 yield (f"{where}.intervention.layers: {layer} is no layer of this model; allowed: 0 to {students - 1}")
-        yield from _scale_update(where, stage, config)
+        yield from _optimization(where, stage, config)
     yield from _layers(config)
 
 
-def _scale_update(where: str, stage: StageConfig, config: Config) -> Iterator[str]:
-    update = stage.optimizer.scale_update or config.optimizer.scale_update
-    lr = stage.optimizer.scale_lr or config.optimizer.scale_lr
-    if update is ScaleUpdate.sgd and lr is None:
+def _optimization(where: str, stage: StageConfig, config: Config) -> Iterator[str]:
+    optimizer, scheduler = merged(config.optimizer, stage.optimizer), merged(config.scheduler, stage.scheduler)
+    for name, whole, changes in (
+        ("optimizer", optimizer, stage.optimizer),
+        ("scheduler", scheduler, stage.scheduler),
+    ):
+        if changes._target_ is not None or changes.options is not None:
+            yield from group_problems(whole, f"{where}.{name}.")
+    if optimizer.scale_update is ScaleUpdate.sgd and optimizer.scale_lr is None:
         yield f"{where}: optimizer.scale_update=sgd needs a rate of its own: set optimizer.scale_lr, for example 1e-3"
+    if scheduler._target_ is not None and optimizer._target_ is None and optimizer.kind is OptimizerKind.bert_adam:
+        target = f"{where}: scheduler._target_={scheduler._target_}"
+        yield f"{target}: optimizer=bert_adam has a schedule of its own; choose optimizer=adamw"
 
 
 def _layers(config: Config) -> Iterator[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import Enum
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from lowbit.config.budget import stage_steps
 from lowbit.losses import build_loss
@@ -23,6 +22,7 @@ from lowbit.quantizers import (
     ValueClippedSTE,
 )
 from lowbit.recipes.stage import InterventionSchedule, Oscillation, Recipe, Stage
+from lowbit.settings.fields import merged
 from lowbit.settings.losses import LossConfig, LossKind
 from lowbit.settings.quantizer import (
     CorrectionConfig,
@@ -37,8 +37,6 @@ from lowbit.settings.quantizer import (
 )
 from lowbit.settings.recipe import StageConfig, TeacherConfig
 from lowbit.settings.run import Config
-
-T = TypeVar("T")
 
 
 def build_recipe(config: Config, steps_per_epoch: int) -> Recipe:
@@ -109,11 +107,6 @@ def build_rules(config: QuantizerConfig, estimators: EstimatorsConfig, stage: st
         )
         for rule in rules
     )
-
-
-def merged(base: T, changes: T) -> T:
-    """Return `base` with the fields of `changes` that are not None."""
-    return replace(base, **{k: v for k, v in vars(changes).items() if v is not None})  # type: ignore[type-var]
 
 
 def build_estimator(config: EstimatorConfig) -> Estimator | None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import math
 import operator
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
+T = TypeVar("T")
 LIMIT = 2**63  # torch takes no larger integers
 _LONGEST = 200  # bytes of a name; file systems allow 255 of each folder's
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)*")
@@ -102,9 +104,8 @@ class ClassOr:
         if value in self.words or value == "???":
             return None
         if "." not in value:
-            near = difflib.get_close_matches(value, self.words, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return f"allowed are {', '.join(self.words)}, or a class of your own as module.Class{hint}"
+            own = "or a class of your own as module.Class"
+            return f"allowed are {', '.join(self.words)}, {own}{_nearest(value, self.words)}"
         try:
             found = import_class(value)
         except ValueError as error:
@@ -214,6 +215,11 @@ def changes_of(group: type) -> type:
     return dataclasses.make_dataclass(name, optional, namespace=inside)
 
 
+def merged(base: T, changes: T) -> T:
+    """Return `base` with the settings of `changes` that are not null."""
+    return dataclasses.replace(base, **{k: v for k, v in vars(changes).items() if v is not None})  # type: ignore[type-var]
+
+
 def import_class(path: str) -> Any:
     """Import `module.Class`; modules beside the user's conf/ are found.
 
@@ -233,6 +239,39 @@ def import_class(path: str) -> Any:
         raise ValueError(f"importing {module} failed: {error}") from error
     except Exception as error:
         raise ValueError(f"importing {module} failed: {type(error).__name__}: {error}") from error
+
+
+def target_problems(path: str, given: Mapping[str, Any], *, first: str, mark: str) -> list[str]:
+    """Return what is wrong with a class that `_target_` names and the keyword arguments that it is given.
+
+    Args:
+        path: `module.Class`.
+        given: keyword arguments.
+        first: the argument that comes before them.
+        mark: attribute that every such class has.
+    """
+    try:
+        found = import_class(path)
+    except ValueError as error:
+        return [f"_target_={path}: {error}"]
+    if not hasattr(found, mark):
+        return [f"_target_={path}: has no {mark}, so it cannot take this place"]
+    parameters = inspect.signature(found).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    known = [name for name in parameters if name != first]
+    unknown = [
+        f"options.{name}: {path} takes no such argument{_nearest(name, known)}; allowed are {', '.join(known)}"
+        for name in given
+        if name not in known
+    ]
+    lacking = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in given]
+    return [*unknown, *(f"options.{name}: no value; {path} needs one" for name in lacking)]
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def groups_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from lowbit.settings.fields import LIMIT, Name, Of, changes_of, number, path_name, setting
+from lowbit.settings.fields import LIMIT, Name, Of, changes_of, number, path_name, setting, target_problems
 from lowbit.settings.losses import Comparison, InterventionConfig, LossConfig
 from lowbit.settings.model import Activation, ModelConfig, TeacherSource
 
@@ -66,6 +66,9 @@ class OptimizerConfig:
 
     `scale_lr` is the peak learning rate of learned step sizes and clip values; null: `lr`. Under `scale_update: sgd`
     they follow their gradient without moments, so that its factor (`grad_scale`) counts: under Adam it cancels.
+
+    `_target_` names an optimizer class of torch or of your own, which takes the place of `kind`: it is given `lr`,
+    `weight_decay` and `options`, and the norm of all gradients is clipped to `max_grad_norm`.
     """
 
     kind: OptimizerKind = OptimizerKind.adamw
@@ -78,6 +81,18 @@ class OptimizerConfig:
     step_counter: StepCounter = setting(StepCounter.parameter, of=Of("kind", (OptimizerKind.bert_adam,)))
     scale_lr: float | None = number(above=0)
     scale_update: ScaleUpdate = ScaleUpdate.same
+    _target_: str | None = setting(later=True)
+    options: dict[str, Any] = setting({}, later=True)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings together."""
+        if self._target_ is None:
+            return ["options: are of an optimizer that `_target_` names"] if self.options else []
+        given = {"lr": self.lr, **self.options, **({"weight_decay": 0.0} if self.weight_decay else {})}
+        problems = target_problems(self._target_, given, first="params", mark="add_param_group")
+        if self.scale_update == ScaleUpdate.sgd:
+            problems.append("scale_update=sgd: only kind adamw and bert_adam know it; set it to same")
+        return problems
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -87,10 +102,22 @@ class OptimizerConfig:
 
 @dataclass
 class SchedulerConfig:
-    """Learning-rate multiplier over the steps of one stage."""
+    """Learning-rate multiplier over the steps of one stage.
+
+    `_target_` names a scheduler class of torch or of your own, which takes the place of `kind` and `warmup`: it is
+    given the optimizer and `options`, and is stepped after each update.
+    """
 
     kind: SchedulerKind = SchedulerKind.linear
     warmup: float = number(0.1, at_least=0, below=1, note="a share of the stage's steps")
+    _target_: str | None = setting(later=True)
+    options: dict[str, Any] = setting({}, later=True)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the settings together."""
+        if self._target_ is None:
+            return ["options: are of a scheduler that `_target_` names"] if self.options else []
+        return target_problems(self._target_, self.options, first="optimizer", mark="get_last_lr")
 
 
 if TYPE_CHECKING:  # each setting may also be null

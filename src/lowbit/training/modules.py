@@ -14,6 +14,7 @@ from lowbit.data import DataInfo, StepDataModule
 from lowbit.data.shares import take_weights
 from lowbit.modeling import Instrument, Plan, Trace
 from lowbit.recipes import Stage
+from lowbit.settings.recipe import OptimizerKind
 from lowbit.training.guards import check_loss, check_outputs
 from lowbit.training.optimizers import build_optimizer, has_scales
 from lowbit.training.quantization import QuantizationSteps
@@ -102,7 +103,7 @@ class FinetuneModule(L.LightningModule):
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("train/lr", self.learning_rate())
         if self._scale_lr is not None:
-            self.log("train/lr_scales", self._scale_lr * self._schedule(self.global_step))
+            self.log("train/lr_scales", self._scale_lr * self._factor())
         self.log_dict({**self.phase_values(), **self.quantization.logged()})
         self.log("step", float(self.stage.first_step + self.global_step))  # loggers count steps of the recipe
 
@@ -145,7 +146,13 @@ class FinetuneModule(L.LightningModule):
 
     def learning_rate(self) -> float:
         """Return the learning rate of the coming update."""
-        return self.stage.optimizer.lr * self._schedule(self.global_step)
+        return self.stage.optimizer.lr * self._factor()
+
+    def _factor(self) -> float:
+        if self.stage.scheduler._target_ is None:
+            return self._schedule(self.global_step)
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        return float(optimizer.param_groups[0]["lr"]) / self.stage.optimizer.lr
 
     def traces(self, batch: Batch, step: int) -> tuple[Trace, Trace | None]:
         """Run the forward passes of one training step."""
@@ -235,7 +242,10 @@ class FinetuneModule(L.LightningModule):
         """Build the stage's optimizer and schedule, fresh."""
         # A fused optimizer unscales float16 gradients inside its step, after the clipping below has seen them.
         fused = self.trainer.precision != "16-mixed"
-        optimizer, scheduler = build_optimizer(self.student, self.stage.optimizer, self._schedule, fused=fused)
+        stage = self.stage
+        optimizer, scheduler = build_optimizer(
+            self.student, stage.optimizer, self._schedule, scheduler=stage.scheduler, fused=fused
+        )
         if scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -246,9 +256,10 @@ class FinetuneModule(L.LightningModule):
         self.quantization.before_update(self.global_step)
 
     def clip_gradients_of_stage(self) -> None:
-        """Clip the global norm for AdamW; BertAdam clips each tensor itself."""
+        """Clip the global norm; BertAdam clips each tensor itself."""
         settings = self.stage.optimizer
-        if settings.kind == "adamw" and settings.max_grad_norm is not None:
+        clips_itself = settings._target_ is None and settings.kind == OptimizerKind.bert_adam
+        if not clips_itself and settings.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.student.parameters(), settings.max_grad_norm, foreach=True)
 
 

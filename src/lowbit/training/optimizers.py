@@ -8,9 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lowbit.quantizers import quantizers_of
-from lowbit.settings.recipe import OptimizerConfig
+from lowbit.settings.fields import import_class
+from lowbit.settings.recipe import OptimizerConfig, OptimizerKind, SchedulerConfig
 from lowbit.training.schedules import Schedule
 
 SCALES = ("step_size", "low", "high")  # parameters of quantizers that are scales
@@ -168,11 +170,27 @@ def has_scales(model: nn.Module) -> bool:
 
 
 def build_optimizer(
-    model: nn.Module, settings: OptimizerConfig, schedule: Schedule, *, fused: bool = True
-) -> tuple[Optimizer, Any]:
-    """Return an optimizer and its Lightning scheduler (None where the optimizer has the schedule built in)."""
+    model: nn.Module,
+    settings: OptimizerConfig,
+    schedule: Schedule,
+    *,
+    scheduler: SchedulerConfig | None = None,
+    fused: bool = True,
+) -> tuple[Optimizer, LRScheduler | None]:
+    """Return a stage's optimizer and its scheduler; BertAdam has the schedule built in.
+
+    Args:
+        model: its trainable parameters are optimized.
+        settings: of the optimizer.
+        schedule: factor on the learning rate by step.
+        scheduler: settings of the scheduler; one that names a class takes the place of `schedule`.
+        fused: for AdamW.
+    """
     groups = parameter_groups(model, settings.weight_decay, settings.scale_lr, settings.scale_update)
-    if settings.kind == "bert_adam":
+    optimizer: Optimizer
+    if settings._target_ is not None:
+        optimizer = import_class(settings._target_)(groups, lr=settings.lr, **settings.options)
+    elif settings.kind == OptimizerKind.bert_adam:
         optimizer = BertAdam(
             groups,
             lr=settings.lr,
@@ -183,5 +201,8 @@ def build_optimizer(
             step_counter=settings.step_counter,
         )
         return optimizer, None
-    adamw = PlainGroupsAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
-    return adamw, torch.optim.lr_scheduler.LambdaLR(adamw, schedule)
+    else:
+        optimizer = PlainGroupsAdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+    if scheduler is not None and scheduler._target_ is not None:
+        return optimizer, import_class(scheduler._target_)(optimizer, **scheduler.options)
+    return optimizer, LambdaLR(optimizer, schedule)
