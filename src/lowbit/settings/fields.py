@@ -206,9 +206,9 @@ def setting(default: Any = None, **facts: Any) -> Any:
 
 def changes_of(group: type) -> type:
     """Return a settings class of the same settings, where null keeps the value of `group`."""
-    hints = get_type_hints(group)
+    hints, kept = get_type_hints(group), ("allowed", "later")
     optional = [
-        (declared.name, hints[declared.name] | None, setting(allowed=declared.metadata.get("allowed")))
+        (declared.name, hints[declared.name] | None, setting(**{fact: declared.metadata.get(fact) for fact in kept}))
         for declared in dataclasses.fields(group)
     ]
     name, inside = group.__name__.replace("Config", "Changes"), {"__module__": group.__module__}
