@@ -36,7 +36,7 @@ from lowbit.config.validate import load, problems_of
 from lowbit.settings.fields import LIMIT
 from lowbit.settings.run import PATHS, Config
 
-Loaded = tuple[dict[str, Any], Config]
+Loaded = tuple[dict[str, object], Config]
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
 _NO_VALUE = re.compile(r"([\w.]+): no value")
 _ANYWHERE = ""  # a reference that may lead to any key
@@ -117,8 +117,8 @@ class _Copies(_Files):
 class _Part:
     """A key at the root of a config: as composed, resolved to builtins, as typed object; and what it refers to."""
 
-    node: Any
-    content: Any
+    node: object
+    content: object
     value: Any
     references: frozenset[str]
 
@@ -181,7 +181,7 @@ class _Batch:
         self._refused: dict[tuple[str, ...], ConfigError] = {}
         self._left_to_hydra: set[str] = set()  # keys whose values count elsewhere too
         self._problems_of: dict[tuple[str, ...], list[str]] = {}
-        self._values: dict[tuple[int, str], Any] = {}
+        self._values: dict[tuple[int, str], object] = {}
 
     def attempt(self, overrides: list[str]) -> Loaded | ConfigError:
         """Return the config of a job, or its problems."""
@@ -232,7 +232,7 @@ class _Batch:
             config = _with_item(config, path, value)
         return content, config
 
-    def _value(self, leaf: ValueNode, word: str, override: Override) -> Any:
+    def _value(self, leaf: ValueNode, word: str, override: Override) -> object:
         """Return an override's value as the type of its key has it."""
         place = (id(leaf), word)
         if place not in self._values:
@@ -328,7 +328,7 @@ class _File:
     mappings: frozenset[str]
 
     @classmethod
-    def of(cls, content: Mapping[str, Any]) -> _File:
+    def of(cls, content: Mapping[str, object]) -> _File:
         """Look through the content."""
         nodes = list(_nodes(content))
         texts = (path for path, value in nodes if isinstance(value, str) and "${" in value)
@@ -336,7 +336,7 @@ class _File:
         return cls(frozenset(map(str, content)), frozenset(texts), frozenset(mappings))
 
 
-def _nodes(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _nodes(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield everything in nested builtins, with its path."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
@@ -344,7 +344,7 @@ def _nodes(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _nodes(item, f"{prefix}{key}.")
 
 
-def _references(content: Any) -> Iterator[str]:
+def _references(content: object) -> Iterator[str]:
     """Yield every word of the interpolations in nested builtins: dotted keys, and more than is one."""
     for _, value in _nodes(content):
         if isinstance(value, str) and "${" in value:
@@ -376,7 +376,7 @@ def _parse(word: str) -> Override | None:
     return override if value is None or isinstance(value, int | float) else None
 
 
-def _with_item(whole: Any, path: Sequence[str], value: Any) -> Any:
+def _with_item(whole: Any, path: Sequence[str], value: object) -> Any:
     """Return a copy of nested builtins or dataclasses with another value at the end of a path; the rest is shared."""
     first, *rest = path
     changed = copy.copy(whole)

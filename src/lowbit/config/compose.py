@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -76,12 +75,12 @@ def register() -> None:
     Plugins.instance().register(_LowbitSearchPath)
 
 
-def _if_equal(value: Any, other: Any, then: Any, otherwise: Any) -> Any:
+def _if_equal(value: object, other: object, then: object, otherwise: object) -> object:
     """Serve `${if_equal:a,b,then,otherwise}`: published rules that depend on the data set or the model."""
     return then if _plain(value) == other else otherwise
 
 
-def _choose(value: Any, table: dict[str, Any]) -> Any:
+def _choose(value: object, table: dict[str, object]) -> object:
     """Serve `${choose:a,{b: 1, c: 2}}`: published settings of which each data set has its own."""
     key = _plain(value)
     if key not in table:
@@ -89,7 +88,7 @@ def _choose(value: Any, table: dict[str, Any]) -> Any:
     return table[key]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return the word that a config file writes for a value."""
     return value.name if isinstance(value, Enum) else value
 

@@ -195,7 +195,7 @@ def _default_problems(source: Source, node: yaml.Node, group: str, name: str) ->
         yield f"{source.at(node)}: no group {group!r}. {nearest(group, C.groups())}Groups: {', '.join(C.groups())}"
 
 
-def _mapping_problems(source: Source, schema: Any, entries: Entries, prefix: str) -> Iterator[str]:
+def _mapping_problems(source: Source, schema: object, entries: Entries, prefix: str) -> Iterator[str]:
     """Yield the keys that a group or mapping lacks, and the values of another type; what a mapping holds is named."""
     for key, value in entries:
         path = f"{prefix}{key.value}"
@@ -221,7 +221,7 @@ def _mapping_problems(source: Source, schema: Any, entries: Entries, prefix: str
             yield from _type_problems(source, schema, key, value, path)
 
 
-def _type_problems(source: Source, schema: Any, key: yaml.Node, value: yaml.Node, path: str) -> Iterator[str]:
+def _type_problems(source: Source, schema: object, key: yaml.Node, value: yaml.Node, path: str) -> Iterator[str]:
     try:
         given = yaml.constructor.SafeConstructor().construct_object(value, deep=True)
         if "${" in str(given) or given == "???":
@@ -233,7 +233,7 @@ def _type_problems(source: Source, schema: Any, key: yaml.Node, value: yaml.Node
 
 
 @cache
-def _structured(schema: Any) -> DictConfig:
+def _structured(schema: object) -> DictConfig:
     """Return a node in which values of a type can be tried, each under its own key."""
     return OmegaConf.structured(schema)  # type: ignore[no-any-return]
 
@@ -246,28 +246,28 @@ def _keys(source: Source, key: yaml.Node, value: yaml.Node, prefix: str) -> Iter
             yield from _keys(source, below, item, f"{path}.")
 
 
-def _type_of(package: str) -> Any:
+def _type_of(package: str) -> object:
     """Return the type of a part of the config, None where there is none such."""
-    found: Any = Config
+    found: object = Config
     for name in filter(None, package.split(".")):
         found = _plain(typing.get_type_hints(found).get(name)) if dataclasses.is_dataclass(found) else _held(found)
     return found
 
 
-def _plain(hint: Any) -> Any:
+def _plain(hint: object) -> object:
     """Return a type without None."""
     parts = [part for part in typing.get_args(hint) if part is not type(None)]
     return parts[0] if len(parts) == 1 and type(None) in typing.get_args(hint) else hint
 
 
-def _held(hint: Any) -> Any:
+def _held(hint: object) -> object:
     """Return the type of what a mapping holds; a group holds its keys itself."""
     return _plain(typing.get_args(hint)[1]) if typing.get_origin(hint) is dict else hint
 
 
 @cache
 def _all_keys() -> tuple[str, ...]:
-    def walk(group: Any, prefix: str) -> Iterator[str]:
+    def walk(group: object, prefix: str) -> Iterator[str]:
         for name, hint in typing.get_type_hints(group).items():
             yield f"{prefix}{name}"
             if dataclasses.is_dataclass(_plain(hint)):

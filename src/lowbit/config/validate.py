@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -100,7 +99,7 @@ def _located(problems: list[str], overrides: list[str]) -> list[str]:
 
 
 def _missing(cfg: DictConfig) -> list[str]:
-    def walk(value: Any, key: str) -> Iterator[str]:
+    def walk(value: object, key: str) -> Iterator[str]:
         if value == "???":
             yield key
         elif isinstance(value, dict | list):

@@ -220,7 +220,7 @@ def _phases(key: str, phases: Sequence[Settings], sites: Sequence[str]) -> str:
     return f"{key}.phases={_text(kept)}" if kept else f"{key}=null"
 
 
-def _changed(mix: Settings) -> dict[str, Any]:
+def _changed(mix: Settings) -> dict[str, object]:
     defaults = {"mix": 1.0, "mix_end": None, "ramp": "constant"}
     return {key: mix[key] for key, default in defaults.items() if mix[key] != default}
 

@@ -171,7 +171,7 @@ class Search:
         self._space = space
         found = study.get_trials(deepcopy=False)
         self._new = max(trials - len(found), 0)
-        self._unfinished: list[tuple[int, dict[str, Any]]] = []
+        self._unfinished: list[tuple[int, dict[str, object]]] = []
         for trial in found:
             if trial.state is TrialState.RUNNING and trial.params.keys() == set(space.distributions):
                 self._unfinished.append((trial.number, trial.params))
@@ -207,7 +207,7 @@ class Search:
             elif len(waiting) == 1:
                 yield job
 
-    def _next(self) -> tuple[int, dict[str, Any]] | None:
+    def _next(self) -> tuple[int, dict[str, object]] | None:
         if self._unfinished:
             return self._unfinished.pop(0)
         if not self._new:
@@ -216,7 +216,7 @@ class Search:
         trial = self._study.ask(self._space.distributions)
         return trial.number, trial.params
 
-    def _job(self, number: int, parameters: dict[str, Any]) -> SweepJob | None:
+    def _job(self, number: int, parameters: dict[str, object]) -> SweepJob | None:
         """Return the trial's job. An invalid trial has failed; if none was valid before, the search ends."""
         label = " ".join(f"{key}={value}" for key, value in parameters.items())
         overrides = self._space.overrides(parameters)

@@ -63,7 +63,7 @@ def result(job: SweepJob) -> dict[str, Any] | None:
     return _result(job.folder)
 
 
-def _result(folder: Path) -> dict[str, Any] | None:
+def _result(folder: Path) -> dict[str, object] | None:
     try:
         status = (folder / RUN_FILE).stat()
     except OSError:
@@ -72,7 +72,7 @@ def _result(folder: Path) -> dict[str, Any] | None:
 
 
 @lru_cache(maxsize=10_000)  # a sweep looks at each of its runs several times
-def _finished(folder: Path, modified: int, size: int) -> dict[str, Any] | None:
+def _finished(folder: Path, modified: int, size: int) -> dict[str, object] | None:
     return finished_run(folder)[0]
 
 

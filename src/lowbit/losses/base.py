@@ -23,7 +23,7 @@ class TraceLike(Protocol):
         """Model output, BC; BSL where the model looks for a span."""
 
     @property
-    def layers(self) -> Sequence[Any]:
+    def layers(self) -> Sequence[object]:
         """One object per layer with the fields of `LayerTrace`."""
 
     @property

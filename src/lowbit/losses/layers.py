@@ -5,8 +5,6 @@ Shape suffixes: B batch, L tokens, E hidden width. `mask_BL` is True at real tok
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,7 +38,7 @@ class Hidden(_StateLoss):
 
     fields = frozenset({"embeddings", "hidden"})
 
-    def pairs(self, student: TraceLike, teacher: TraceLike) -> list[tuple[Any, Any]]:
+    def pairs(self, student: TraceLike, teacher: TraceLike) -> list[tuple[object, object]]:
         return [(student.embeddings, teacher.embeddings), *super().pairs(student, teacher)]
 
 

@@ -161,7 +161,7 @@ def _auto_class(info: DataInfo) -> Any:
 
     if info.modality == "image":
         return transformers.AutoModelForImageClassification
-    heads: dict[str, Any] = {
+    heads: dict[str, object] = {
         "span": transformers.AutoModelForQuestionAnswering,
         "tagging": transformers.AutoModelForTokenClassification,
     }

@@ -148,7 +148,7 @@ def _hf_input(config: ModelConfig) -> ImageInput:
     from transformers import AutoImageProcessor
 
     with explain_load_errors(config, f"its image processor ({PREPROCESSOR})"):
-        processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        processor: object = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             source_of(config), revision=config.revision or "main", **NO_CODE
         )
     try:

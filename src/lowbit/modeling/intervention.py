@@ -25,7 +25,7 @@ class Intervention:
     loss then trains its own layer's projections only. Source: Teacher Intervention (arXiv 2302.11812), released code.
 
     Attributes:
-        sites: Any of `SITES`.
+        sites: object of `SITES`.
         layers: Student layers, counted from 0; None for all.
         mix: Share of the teacher: the student computes with (1 - mix) student + mix teacher.
         site_mix: Shares of the sites for which they differ from `mix`.

@@ -121,7 +121,7 @@ class Of:
     """
 
     key: str
-    values: tuple[Any, ...]
+    values: tuple[object, ...]
     harmless: bool = False
 
     def __str__(self) -> str:
@@ -134,8 +134,8 @@ class Setting:
 
     key: str
     value: Any
-    declared: dataclasses.Field[Any]
-    group: Any
+    declared: dataclasses.Field[object]
+    group: object
 
     def problems(self) -> Iterator[str]:
         """Yield what the declaration does not allow of the value, or of each one in a list or mapping."""
@@ -148,7 +148,7 @@ class Setting:
                     yield f"{_shown(self.key, value if fact == 'keys' else self.value)}: {problem}"
 
     @property
-    def default(self) -> Any:
+    def default(self) -> object:
         """What the declaration gives."""
         factory = self.declared.default_factory
         return self.declared.default if factory is dataclasses.MISSING else factory()
@@ -175,7 +175,7 @@ class Setting:
 
 
 def number(
-    default: Any = None,
+    default: object = None,
     *,
     above: float | None = None,
     at_least: float | None = None,
@@ -188,12 +188,12 @@ def number(
     return setting(default, allowed=Range(above, at_least, below, at_most, note), of=of)
 
 
-def path_name(default: Any) -> Any:
+def path_name(default: object) -> Any:
     """Declare a name that becomes part of a path."""
     return setting(default, allowed=Name())
 
 
-def setting(default: Any = None, **facts: Any) -> Any:
+def setting(default: object = None, **facts: object) -> Any:
     """Declare a setting and facts of it: `allowed` of its value, `keys` of a mapping's keys, `of`, `refers`, `later`.
 
     A `later` setting has come after the first release: at its default it is no part of a run's identity.
@@ -241,7 +241,7 @@ def import_class(path: str) -> Any:
         raise ValueError(f"importing {module} failed: {type(error).__name__}: {error}") from error
 
 
-def target_problems(path: str, given: Mapping[str, Any], *, first: str, mark: str) -> list[str]:
+def target_problems(path: str, given: Mapping[str, object], *, first: str, mark: str) -> list[str]:
     """Return what is wrong with a class that `_target_` names and the keyword arguments that it is given.
 
     Args:
@@ -292,14 +292,14 @@ def groups_of(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                 yield from groups_of(item, f"{where}.")
 
 
-def settings_of(config: Any, prefix: str = "") -> Iterator[Setting]:
+def settings_of(config: object, prefix: str = "") -> Iterator[Setting]:
     """Yield every setting of a typed config and of the groups inside it."""
     for where, group in groups_of(config, prefix):
         for declared in dataclasses.fields(group):
             yield Setting(f"{where}{declared.name}", getattr(group, declared.name), declared, group)
 
 
-def field_problems(config: Any, prefix: str = "") -> Iterator[str]:
+def field_problems(config: object, prefix: str = "") -> Iterator[str]:
     """Yield values that their declarations do not allow, and those that are given although nothing reads them."""
     for found in settings_of(config, prefix):
         yield from found.problems()
@@ -307,20 +307,20 @@ def field_problems(config: Any, prefix: str = "") -> Iterator[str]:
             yield found.idle
 
 
-def group_problems(config: Any, prefix: str = "") -> Iterator[str]:
+def group_problems(config: object, prefix: str = "") -> Iterator[str]:
     """Yield what the groups of a typed config say of themselves: `problems()` names keys as the group does."""
     for where, group in groups_of(config, prefix):
         if hasattr(group, "problems"):
             yield from (f"{where}{problem}" for problem in group.problems())
 
 
-def _shown(key: str, value: Any) -> str:
+def _shown(key: str, value: object) -> str:
     """Return KEY=VALUE on one line."""
     text = f"{key}={word(value)}"
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def word(value: Any) -> str:
+def word(value: object) -> str:
     """Return a value as a user writes it."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()

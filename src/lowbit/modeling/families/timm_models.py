@@ -26,7 +26,7 @@ def project_blocks(qkv: nn.Module, x_BLE: Tensor, detached: frozenset[str]) -> T
     Args:
         qkv: Float, quantized or split projection. The last two take `detached` themselves.
         x_BLE: Input of all three blocks.
-        detached: Any of `QKV`.
+        detached: object of `QKV`.
     """
     blocks: Tensor
     if isinstance(qkv, QuantFusedLinear) or hasattr(qkv, "halves"):
