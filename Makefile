@@ -40,7 +40,7 @@ lint: setup  ## ruff and the import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 
-typecheck: setup  ## mypy --strict on src
+typecheck: setup  ## mypy --strict on src, benchmarks and scripts
 	@$(BIN)/mypy
 
 format: setup  ## rewrite the code in the project's format

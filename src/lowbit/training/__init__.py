@@ -1,1 +1,1 @@
-"""Training: the LightningModules, optimizers, the stage runner, the teacher cache, the step benchmark."""
+"""Training: the LightningModules, optimizers, the stage runner, the teacher cache."""

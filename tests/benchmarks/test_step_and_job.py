@@ -1,6 +1,7 @@
-"""The step benchmark runs, says what it measured, and refuses what it cannot read."""
+"""`lowbit bench step|job` runs, says what it measured, and refuses what it cannot read."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_report_of_a_shape(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_report_of_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "step", "experiment=digits/ti_g", "model.num_layers=1", "--rounds", "1"]) == 0
+    assert main(["bench", "step", "experiment=digits/ti_g", "--rounds", "1", "model.num_layers=1"]) == 0
     assert "(c) distillation step, ti_g" in capsys.readouterr().out
 
 
@@ -39,3 +40,19 @@ def test_report_of_a_job_beside_a_bare_loop(capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert re.search(r"clock +a step of the run +[\d.]+ ms, of the bare loop +[\d.]+ ms; ratio [\d.]+, median", out)
     assert "CPU time" in out
+
+
+def test_without_a_checkout_the_verb_says_where_the_benchmarks_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lowbit.cli.bench._CHECKOUT", tmp_path)
+    assert main(["bench", "step"]) == 2
+    assert "in a checkout of lowbit, not in the installed package" in capsys.readouterr().err
+
+
+def test_an_unknown_benchmark_or_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["steps"], ["step", "--colour"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["bench", *words])
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1

@@ -1,24 +1,26 @@
-"""What each quantizer function costs, forward and backward, beside a plain copy of the tensor."""
+"""What each quantizer function costs, forward and backward, against a plain copy of the tensor."""
 
 from __future__ import annotations
 
 import functools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.workload import milliseconds
 from lowbit.quantizers import functional as Q
 from lowbit.quantizers.estimators import EWGS, StableQAT
+from lowbit.training.environment import device_name, keep_freed_memory
 
 Function = Callable[[Tensor], Tensor]
-DEFAULT_SIZE = (4096, 768)
-DEFAULT_ROUNDS = 7
+_MIB = 2**20
 NOT_MEASURED = ("lsq_mse_init",)
 """Public functions that are no quantizers: they run once, without a gradient."""
 
@@ -45,18 +47,35 @@ class Row:
     memory_ratio: float
 
 
+def bench_quantizers(size: Sequence[int], rounds: int, device: str, kind: str | None) -> None:
+    """Measure the functions as `benchmark` does, and print a table.
+
+    Raises:
+        ValueError: a size, a number of rounds, a device or a function that cannot be measured.
+    """
+    keep_freed_memory()
+    rows = benchmark(size, rounds, device, kind)
+    table = Table(
+        title=f"Forward + backward, {size[0]}x{size[1]} float32\n{device_name(device)}, torch {torch.__version__}",
+        caption="x copy: against x.clone() forward and a clone of the gradient backward, timed in turn",
+    )
+    table.add_column("function", no_wrap=True)
+    table.add_column("estimator", no_wrap=True)
+    for heading in ("ms", "x copy", "peak MiB", "x copy"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        numbers = (row.milliseconds, row.time_ratio, row.peak_bytes / _MIB, row.memory_ratio)
+        table.add_row(row.name, row.estimator, *(f"{number:.2f}" for number in numbers))
+    Console().print(table)
+
+
 def functions(kind: str | None = None) -> tuple[str, ...]:
     """Return the functions that are measured: all, or those whose name is `kind` or begins with it."""
     names = (name for name in Q.__all__ if name not in NOT_MEASURED)
     return tuple(name for name in names if kind is None or f"{name}_".startswith(f"{kind}_"))
 
 
-def benchmark(
-    size: Sequence[int] = DEFAULT_SIZE,
-    rounds: int = DEFAULT_ROUNDS,
-    device: str = "cpu",
-    kind: str | None = None,
-) -> list[Row]:
+def benchmark(size: Sequence[int], rounds: int, device: str = "cpu", kind: str | None = None) -> list[Row]:
     """Measure every quantizer function; the grids with half-way thresholds also under two other estimators.
 
     All functions take turns, each right after a copy, so that noise of the machine hits both.
@@ -81,8 +100,9 @@ def benchmark(
     copies = []
     for _ in range(rounds):
         for key, run in cases.items():
-            copies.append(_milliseconds(_Copy.apply, weight, upstream))
-            times[key].append(_milliseconds(run, weight, upstream))
+            copies.append(milliseconds(lambda: _forward_backward(_Copy.apply, weight, upstream), weight.device))
+            step = functools.partial(_forward_backward, run, weight, upstream)
+            times[key].append(milliseconds(step, weight.device))
     copied = statistics.median(copies)
     rows = []
     for (name, estimator), peak in peaks.items():
@@ -171,18 +191,6 @@ def _leaves(run: Any) -> list[Tensor]:
     """Return the learned scales among a partial's settings."""
     settings = run.keywords.values() if isinstance(run, functools.partial) else ()
     return [value for value in settings if isinstance(value, Tensor) and value.requires_grad]
-
-
-def _milliseconds(run: Function, weight: Tensor, upstream: Tensor) -> float:
-    if weight.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    results = _forward_backward(run, weight, upstream)
-    if weight.is_cuda:
-        torch.cuda.synchronize()
-    elapsed = 1000 * (time.perf_counter() - start)
-    del results  # freeing large blocks is not part of the work
-    return elapsed
 
 
 def _peak_bytes(run: Function, weight: Tensor, upstream: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""`python -m lowbit.bench quantizers`: every function has a row, memory is counted right, errors are one line."""
+"""`lowbit bench quantizers`: every function has a row, memory is counted right, errors are one line."""
 
 import subprocess
 import sys
@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowbit import bench as command
-from lowbit.quantizers import bench, functional
+from benchmarks import quantizers as bench
+from lowbit.cli import main
+from lowbit.quantizers import functional
 
 SMALL = (256, 256)
 BYTES = 4 * SMALL[0] * SMALL[1]
@@ -55,7 +56,7 @@ def test_the_peak_is_what_is_held_at_one_time(temporaries: int):
 
 
 def test_the_command_prints_every_function(capsys: pytest.CaptureFixture[str]):
-    assert command.main(["quantizers", "--size", "64x32", "--rounds", "1"]) == 0
+    assert main(["bench", "quantizers", "--size", "64x32", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     assert "64x32" in out
     assert all(f" {name} " in out for name in functional.__all__ if name != "lsq_mse_init")
@@ -90,7 +91,7 @@ def test_errors_are_one_line(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     code: Any
     try:
-        code = command.main(["quantizers", *arguments])
+        code = main(["bench", "quantizers", *arguments])
     except SystemExit as stopped:  # argparse's way
         code = stopped.code
     streams = capsys.readouterr()
@@ -103,13 +104,13 @@ def test_errors_are_one_line(
 @pytest.mark.slow
 def test_it_runs_as_a_module():
     ran = subprocess.run(
-        [sys.executable, "-m", "lowbit.bench", "quantizers", "--kind", "xtc", "--size", "16", "--rounds", "1"],
+        [sys.executable, "-m", "benchmarks", "quantizers", "--kind", "xtc", "--size", "16", "--rounds", "1"],
         capture_output=True,
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
     assert "xtc_symmetric" in ran.stdout
-    assert ran.stderr == ""  # the profiler is told to be quiet
+    assert ran.stderr == ""  # the profiler is quiet
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

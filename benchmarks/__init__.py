@@ -1,0 +1,1 @@
+"""Benchmarks of a checkout: `python -m benchmarks quantizers|step|job`, or `lowbit bench` with the same words."""
