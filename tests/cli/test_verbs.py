@@ -16,7 +16,7 @@ from lowbit.config.validate import load
 from lowbit.execution.search import parse_space
 
 VERBS = (
-    *("train", "sweep", "search", "ablate", "table", "report", "sync", "compare"),
+    *("train", "sweep", "search", "ablate", "table", "report", "compare"),
     *("check", "ls", "fetch", "softlabels", "bench"),
 )
 HEAVY = ("torch", "transformers", "lightning", "timm", "sklearn", "pandas", "wandb")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowbit.quantizers import build_quantizer
 from lowbit.recipes import Stage
 from lowbit.settings.run import Config, LoggerMode
-from lowbit.training.wandb_run import wandb_mode
+from lowbit.training.loggers import wandb_mode
 
 ROOT = Path(__file__).resolve().parents[2]
 Batch = dict[str, Tensor]

@@ -18,10 +18,10 @@ from lowbit.config.validate import load
 from lowbit.files import is_alive
 from lowbit.results import read_run
 from lowbit.settings.run import LoggerMode
-from lowbit.training import wandb_run
+from lowbit.training.environment import children_named
+from lowbit.training.loggers import TensorBoardRun, wandb_mode
 from lowbit.training.modules import DistillationModule
 from lowbit.training.run import train
-from lowbit.training.wandb_run import wandb_mode
 
 TINY = (
     "data.train_size=40",
@@ -222,9 +222,10 @@ def test_the_end_of_a_run_shows_sizes_tables_and_figures(folders: list[Path]) ->
     assert all(row["packed_kb"] == pytest.approx(row["float_kb"] * row["bits"] / 32, rel=0.1) for row in rows)
     assert json.loads((shown / last["tables/result.path"]).read_text())["data"][-1][0] == "ti_g"
     for name in ("figures/loss", "figures/weights"):
-        assert (shown / last[f"{name}.path"]).read_bytes().startswith(b"\x89PNG")
+        (file_name,) = last[f"{name}.filenames"]
+        assert (shown / file_name).read_bytes().startswith(b"\x89PNG")
     (plain,) = wandb_files(folders[0])
-    assert "figures/loss.path" not in plain.history[5]
+    assert not [key for key in plain.history[5] if key.startswith("figures")]
 
 
 def test_tensorboard_holds_the_same_numbers(folders: list[Path]) -> None:
@@ -246,8 +247,6 @@ def test_tensorboard_holds_the_same_numbers(folders: list[Path]) -> None:
 def test_tensorboard_hides_what_a_resumed_run_logs_again(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    from lowbit.training.tensorboard_run import TensorBoardRun
 
     for first, value in ((0, 1.0), (2, 2.0)):
         log = TensorBoardRun(tmp_path, ["a"])
@@ -319,7 +318,7 @@ def train_until_killed(services: Path, overrides: Sequence[str]) -> None:
     """Train, note W&B's services in the first step, and die by SIGKILL."""
 
     def losses(*_: Any) -> Any:
-        services.write_text(" ".join(map(str, wandb_run._services())))
+        services.write_text(" ".join(map(str, children_named("wandb-core"))))
         os.kill(os.getpid(), signal.SIGKILL)
 
     DistillationModule.losses = losses  # type: ignore[method-assign]

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from lowbit import __version__
-from lowbit.cli import ablate, bench, compare, configs, fetch, report, search, softlabels, sweep, sync, table, train
+from lowbit.cli import ablate, bench, compare, configs, fetch, report, search, softlabels, sweep, table, train
 from lowbit.cli.verbs import describe_error
 from lowbit.config.problems import CONFIG_ERRORS, ConfigError
 from lowbit.execution.process import follow_parent, use_own_temporary_folder
 
-_VERBS = (train, sweep, search, ablate, table, report, sync, compare, configs, fetch, softlabels, bench)
+_VERBS = (train, sweep, search, ablate, table, report, compare, configs, fetch, softlabels, bench)
 
 _TRAINING = ("train", "softlabels")
 

@@ -17,6 +17,7 @@ import torch
 # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of malloc.h, in bytes.
 _MALLOC_OPTIONS = {-3: 2**30, -1: 2**31 - 1, -2: 2**28}
 _PACKAGES = ("lowbit", "torch", "lightning", "hydra-core", "transformers", "timm", "torchmetrics")
+_guards: dict[int, subprocess.Popen[bytes]] = {}  # process id of a child -> the process that ends it
 
 
 def keep_freed_memory() -> None:
@@ -75,3 +76,29 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def end_children_with_this_process(name: str) -> None:
+    """End the child processes of this name as soon as this process ends, even if it is killed.
+
+    A shell waits for the end of a pipe that this process holds open. Without /proc, nothing is done.
+    """
+    for pid in children_named(name) - _guards.keys():
+        command = ["/bin/sh", "-c", f"read _; grep -qs {name} /proc/{pid}/comm && kill -9 {pid}"]
+        null = subprocess.DEVNULL
+        _guards[pid] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True
+        )
+
+
+def children_named(name: str) -> set[int]:
+    """Return the ids of the children of this process whose name begins so."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            start, _, rest = stat.read_text().rpartition(")")
+        except OSError:  # it has ended
+            continue
+        if f"({name}" in start and int(rest.split()[1]) == os.getpid():
+            found.add(int(stat.parent.name))
+    return found

@@ -2,124 +2,112 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
 
 from lowbit.files import write_text
 from lowbit.results.run_file import METRICS_FILE, read_rows, rows_of
-from lowbit.settings.run import Config
-from lowbit.training.tensorboard_run import TensorBoardRun
-from lowbit.training.wandb_run import Tracked, open_wandb
+from lowbit.settings.run import Config, LoggerMode
+from lowbit.training.environment import end_children_with_this_process
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 _FLUSH_EVERY = 50
 
 
+@dataclass(frozen=True)
+class Tracked:
+    """A run as its loggers see it: id, folder, plain config, names of the stages, and what it trains."""
+
+    run_id: str
+    folder: Path
+    resolved: dict[str, Any]
+    stages: Sequence[str]
+    job_type: str = "train"
+
+
 @runtime_checkable
 class Staged(Protocol):
-    """A logger that is told which stage begins, and at which step of the recipe."""
+    """A logger that marks where a stage begins."""
 
     def start_stage(self, stage: str, first_step: int) -> None:
-        """Name the stage of the coming rows."""
-
-
-@runtime_checkable
-class Showcase(Protocol):
-    """A logger that shows more than numbers over steps."""
-
-    def log_summary(self, values: Mapping[str, Any]) -> None:
-        """Show values of the whole run."""
-
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        """Show a table."""
-
-    def log_image(self, name: str, image_HWC: NDArray[Any], step: int) -> None:
-        """Show a picture, RGB in bytes."""
-
-    def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Name the stage of the next rows; `first_step` counts the steps of the whole recipe."""
 
 
 class MetricsFile(Logger):
-    """One row per logged step in metrics.csv; columns are stage, step and every metric seen.
+    """Writes one row per logged step to metrics.csv, with columns for stage, step and every metric seen.
 
-    Lightning's CSVLogger deletes the file of the attempt before. This one is given the rows that a checkpoint or a
-    finished stage kept: what lies in the folder may be damaged, and may end anywhere.
+    Lightning's CSVLogger deletes the file of an earlier attempt. This logger continues the rows that a checkpoint or a
+    finished stage kept: the file in the folder may be damaged, and may end anywhere.
     """
+
+    name = "metrics"
+    version = ""  # one file per run
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._path = folder / METRICS_FILE
-        self._rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # the values of interrupted attempts are text
         self.stage = ""
         self._first_step: int | None = None
         self._unwritten = 0
 
     def start_stage(self, stage: str, first_step: int) -> None:
-        """Name the stage of the coming rows and drop rows from `first_step` on: they will come again."""
+        """Name the stage of the next rows and drop rows from `first_step` on: they are logged again."""
         self.stage = stage
         self._first_step = first_step
-        self._rows = [row for row in self._rows if int(row["step"]) < first_step]
+        self.rows = [row for row in self.rows if int(row["step"]) < first_step]
 
     def take_up(self, text: str | None) -> None:
-        """Go on with rows that were kept; None: an earlier version kept none but those of the file in the folder.
+        """Continue after the rows in `text`. With None, take those of the file: older checkpoints keep no rows.
 
         Raises:
             ValueError: the file is damaged.
         """
         if text is not None:
-            self._rows = list(rows_of(text))
+            self.rows = list(rows_of(text))
             return
         try:
             rows = read_rows(self._path)
         except ValueError as error:
             raise ValueError(f"{error}, and the same command goes on without the rows of the steps before") from error
-        self._rows = [row for row in rows if self._first_step is None or int(row["step"]) < self._first_step]
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows so far, those of interrupted attempts as text."""
-        return self._rows
-
-    @property
-    def name(self) -> str:
-        """Lightning's name of the logger."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """One file per run, hence no versions."""
-        return ""
+        self.rows = [row for row in rows if self._first_step is None or int(row["step"]) < self._first_step]
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Do nothing: the config is in run.json."""
+        pass  # the config is in run.json
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add values to the step's row."""
-        values = {k: v for k, v in metrics.items() if k != "epoch"}
+        values = _without_epoch(metrics)
         if not values:
             return
         key = {"stage": self.stage, "step": int(step or 0)}
-        last = self._rows[-1] if self._rows else {}
+        last = self.rows[-1] if self.rows else {}
         if {k: str(last.get(k)) for k in key} == {k: str(v) for k, v in key.items()}:
             last.update(values)
         else:
-            self._rows.append({**key, **values})
+            self.rows.append({**key, **values})
         self._unwritten += 1
 
     def save(self) -> None:
         """Write now and then: Lightning calls this after every logged step, and each write is of the whole file."""
-        if self._unwritten >= max(_FLUSH_EVERY, len(self._rows) // 10):
+        if self._unwritten >= max(_FLUSH_EVERY, len(self.rows) // 10):
             self.flush()
 
     def text(self) -> str:
-        """Return what the file holds of the rows so far."""
-        columns = list(dict.fromkeys(["stage", "step", *(k for row in self._rows for k in row)]))
-        lines = [columns, *([row.get(c, "") for c in columns] for row in self._rows)]
-        return "\n".join(",".join(_cell(v) for v in line) for line in lines) + "\n"
+        """Return the content of the file for the rows so far."""
+        columns = list(dict.fromkeys(["stage", "step", *(k for row in self.rows for k in row)]))
+        lines = [columns, *([row.get(c, "") for c in columns] for row in self.rows)]
+        return (
+            "\n".join(",".join(f"{v:.8g}" if isinstance(v, float) else str(v) for v in line) for line in lines) + "\n"
+        )
 
     def flush(self) -> None:
         """Write the file, atomically."""
@@ -127,12 +115,70 @@ class MetricsFile(Logger):
         self._unwritten = 0
 
     def finalize(self, status: str) -> None:
-        """Write what is left."""
         self.flush()
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.8g}" if isinstance(value, float) else str(value)
+class TensorBoardRun(TensorBoardLogger):
+    """Lightning's TensorBoardLogger in the run's folder; a resumed run hides the steps that it logs again."""
+
+    def __init__(self, folder: Path, stages: Sequence[str]) -> None:
+        super().__init__(folder, name="tensorboard", version="")
+        self._stages = list(stages)
+
+    def start_stage(self, stage: str, first_step: int) -> None:
+        """Mark where the stage begins."""
+        if self._experiment is None and Path(self.log_dir).exists():
+            self._kwargs["purge_step"] = first_step
+        self.log_metrics({"phase/stage": self._stages.index(stage)}, first_step)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(_without_epoch(metrics), int(step or 0))
+
+    def save(self) -> None:
+        pass  # the writer flushes by itself, and the config is in run.json
+
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        """Write the values as one table."""
+        self.log_table("summary", ["", ""], [list(item) for item in values.items()], step=0)
+
+    def log_table(self, key: str, columns: list[str], data: list[list[Any]], *, step: int) -> None:
+        """Write a table as text."""
+        lines = [columns, ["---"] * len(columns), *data]
+        self.experiment.add_text(key, "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines), step)
+
+    def log_image(self, key: str, images: list[NDArray[Any]], step: int) -> None:
+        """Write pictures (HWC, RGB in bytes)."""
+        for image_HWC in images:
+            self.experiment.add_image(key, image_HWC, step, dataformats="HWC")
+
+
+class WandbRun(WandbLogger):
+    """Lightning's WandbLogger with the steps of the recipe as W&B's steps.
+
+    Lightning lets W&B count the steps, so that steps after a checkpoint would be logged twice. Online, W&B refuses the
+    steps that it has, and the numbers are the same.
+    """
+
+    def __init__(self, run: Run, stages: Sequence[str]) -> None:
+        super().__init__(experiment=run)
+        self._stages = list(stages)
+        self._stage: dict[str, Any] = {}
+
+    def start_stage(self, stage: str, first_step: int) -> None:
+        """Name the stage of the next rows."""
+        self._stage = {"phase/stage": self._stages.index(stage), "phase/name": stage}
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if values := _without_epoch(metrics):
+            self.experiment.log({**self._stage, **values}, step=int(step or 0))
+
+    def log_summary(self, values: Mapping[str, Any]) -> None:
+        """Set the values of the run's page and of the table of runs."""
+        self.experiment.summary.update(dict(values))
+
+
+def _without_epoch(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name != "epoch"}
 
 
 def build_loggers(config: Config, tracked: Tracked) -> list[Logger]:
@@ -141,8 +187,62 @@ def build_loggers(config: Config, tracked: Tracked) -> list[Logger]:
     Raises:
         ValueError: W&B refuses the run.
     """
-    loggers: list[Logger] = [MetricsFile(tracked.folder)]
-    if config.logger.tensorboard:
-        loggers.append(TensorBoardRun(tracked.folder, tracked.stages))
-    wandb_run = open_wandb(config, tracked)
-    return loggers if wandb_run is None else [*loggers, wandb_run]
+    tensorboard = TensorBoardRun(tracked.folder, tracked.stages) if config.logger.tensorboard else None
+    loggers = [MetricsFile(tracked.folder), tensorboard, open_wandb(config, tracked)]
+    return [logger for logger in loggers if logger is not None]
+
+
+def wandb_mode(mode: LoggerMode) -> str:
+    """Resolve `auto`: WANDB_MODE if set, else online with a key or under an agent, else offline."""
+    if mode is not LoggerMode.auto:
+        return mode.name
+    if from_environment := os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline", "run": "online"}.get(from_environment, from_environment)
+    return "online" if os.environ.get("WANDB_API_KEY") or under_agent() else "offline"
+
+
+def under_agent() -> bool:
+    """Whether `wandb agent` started this process: the agent has then chosen the run's id, project and entity."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
+def open_wandb(config: Config, tracked: Tracked) -> WandbRun | None:
+    """Open the W&B run of a job; None if W&B is disabled, or if an agent's run belongs to another job.
+
+    Raises:
+        ValueError: W&B refuses the run, for example without a key.
+    """
+    mode, agent = wandb_mode(config.logger.mode), under_agent()
+    if mode == "disabled" or (agent and tracked.job_type != "train"):
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    quiet = {"console": "off", "silent": True, "disable_git": True, "disable_code": True}
+    try:
+        run = wandb.init(
+            id=None if agent else tracked.run_id,
+            project=None if agent else config.logger.project,
+            entity=None if agent else config.logger.entity,
+            name=f"{config.name}-s{config.seed}" if tracked.job_type == "train" else f"{config.data.name}/teacher",
+            group=config.sweep or config.name,
+            job_type=tracked.job_type,
+            tags=[config.data.name, config.model.name, config.method.name, config.quantizer.name, *config.logger.tags],
+            config={**tracked.resolved, "run_id": tracked.run_id},
+            dir=str(tracked.folder),
+            resume="allow",
+            settings={**quiet, "mode": mode, "reinit": "finish_previous"},
+        )
+    except wandb.Error as error:
+        raise ValueError(
+            f"W&B, logger.mode={config.logger.mode.name}: {error}. Run `wandb login`, or choose logger.mode=offline"
+        ) from error
+    end_children_with_this_process("wandb-core")  # it looks for its parent only every half minute
+    return WandbRun(run, tracked.stages)
+
+
+def finish_wandb(*, failed: bool) -> None:
+    """Close the W&B run of a job, so that nothing leaks into the next job of this process."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=int(failed))

@@ -47,7 +47,7 @@ from lowbit.results.run_file import (
 from lowbit.settings.run import Config
 from lowbit.training.environment import environment, keep_freed_memory
 from lowbit.training.handover import Student, take_over, take_over_halves
-from lowbit.training.loggers import MetricsFile, build_loggers
+from lowbit.training.loggers import MetricsFile, Tracked, build_loggers, finish_wandb, open_wandb, under_agent
 from lowbit.training.modules import DistillationModule, FinetuneModule
 from lowbit.training.preview import preview
 from lowbit.training.ranks import Ranks, call_on_leader, is_leader
@@ -74,7 +74,6 @@ from lowbit.training.stage_runner import (
     test,
 )
 from lowbit.training.teacher import Teacher, obtain_teacher
-from lowbit.training.wandb_run import Tracked, finish_wandb, open_wandb, under_agent
 
 _LOCK_SECONDS = 0.5  # who only looks at the state of a run holds its lock for less
 

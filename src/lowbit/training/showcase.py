@@ -14,7 +14,7 @@ from lowbit.modeling import Instrument
 from lowbit.quantizers import WeightSite, weight_sites
 from lowbit.results import Cell, collect, to_text
 from lowbit.results.report import Histogram, loss_curves
-from lowbit.training.loggers import MetricsFile, Showcase
+from lowbit.training.loggers import MetricsFile, TensorBoardRun, WandbRun
 
 _LAYER_COLUMNS = ("layer", "shape", "quantizer", "bits", "float_kb", "packed_kb", "relative_error", "zeros_percent")
 _PANELS = 6
@@ -26,24 +26,24 @@ def show_result(
     loggers: Sequence[Any], result: dict[str, Any], instrument: Instrument, folder: Path, *, figures: bool
 ) -> None:
     """Give the loggers that can show them the run's summary, tables and pictures; `folder` holds its run.json."""
-    showcases = [logger for logger in loggers if isinstance(logger, Showcase)]
+    showcases = [logger for logger in loggers if isinstance(logger, (TensorBoardRun, WandbRun))]
     if not showcases:
         return
     step = max(result["steps"] - 1, 0)
     sites = list(weight_sites(instrument.model))
     head, *lines = to_text(collect([Cell(folder, {}, "")]))
-    tables: dict[str, tuple[Sequence[str], list[list[Any]]]] = {
+    tables: dict[str, tuple[list[str], list[list[Any]]]] = {
         "tables/result": (head, lines),
-        "tables/layers": (_LAYER_COLUMNS, [_layer(site) for site in sites]),
+        "tables/layers": (list(_LAYER_COLUMNS), [_layer(site) for site in sites]),
     }
     rows = next((logger.rows for logger in loggers if isinstance(logger, MetricsFile)), [])
     images = _figures(rows, sites) if figures else {}
     for showcase in showcases:
         showcase.log_summary(summary_of(result))
         for name, (columns, lines) in tables.items():
-            showcase.log_table(name, columns, lines, step)
+            showcase.log_table(name, columns, lines, step=step)
         for name, image_HWC in images.items():
-            showcase.log_image(name, image_HWC, step)
+            showcase.log_image(name, [image_HWC], step)
         showcase.finalize("success")
 
 

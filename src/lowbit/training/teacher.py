@@ -25,7 +25,7 @@ from lowbit.settings.data import TokenizerKind
 from lowbit.settings.model import TeacherSource
 from lowbit.settings.recipe import BudgetConfig
 from lowbit.settings.run import Config
-from lowbit.training.loggers import build_loggers
+from lowbit.training.loggers import Tracked, build_loggers, finish_wandb
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.ranks import call_on_leader, is_leader
 from lowbit.training.setup import make_metric, make_teacher_model
@@ -38,7 +38,6 @@ from lowbit.training.stage_runner import (
     test,
     whole_stage,
 )
-from lowbit.training.wandb_run import Tracked, finish_wandb
 
 TEACHER_FILE = "teacher.json"
 
