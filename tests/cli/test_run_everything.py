@@ -138,3 +138,24 @@ def test_second_time_nothing_is_trained(few_steps, outputs, capsys):
     out = capsys.readouterr().out
     assert "finished before, nothing to train" in out
     assert "stage finetune" not in out
+
+
+@pytest.mark.parametrize("name", ["fast", "overfit", "limit", "profiler"])
+def test_debug_choices_run_to_their_end(name, outputs, runs_in, capfd):
+    before = runs_in(outputs)
+    settings = ["trainer.progress=false", "model.num_layers=1"]
+    assert run(["method=qat_logits", "trainer=cpu", f"debug={name}", *settings], outputs) == 0
+    (new,) = set(runs_in(outputs)) - set(before)
+    extra = {"limit": {"limit_test_batches": 2}, "profiler": {"profiler": "simple"}}
+    assert runs_in(outputs)[new]["config"]["trainer"]["extra"] == extra.get(name, {})
+    assert not list(outputs.glob(f"runs/**/{new}/wandb"))
+    assert ("FIT Profiler Report" in "".join(capfd.readouterr())) == (name == "profiler")
+
+
+def test_limited_evaluations_see_so_many_batches(outputs, runs_in):
+    overrides = ["method=qat_logits", "debug=limit", "data.eval_batch_size=1", "model.num_layers=1"]
+    before = runs_in(outputs)
+    assert run([*overrides, "trainer.eval_every=32", "trainer.progress=false"], outputs) == 0
+    (new,) = set(runs_in(outputs)) - set(before)
+    result = runs_in(outputs)[new]
+    assert {value * 2 for name, value in result["metrics"].items() if name.endswith("accuracy")} <= {0, 1, 2}

@@ -274,3 +274,22 @@ def test_cached_teacher_is_that_of_runs_that_take_one_from_the_cache():
     with C.hydra_session():
         cfgs = [C.hydra_compose(C.ROOT_CONFIG, overrides=words) for words in cases]
     assert [identity.cached_teacher(cfg) for cfg in cfgs] == [identity.teacher_id(cfgs[0]), None, None, None]
+
+
+def test_further_trainer_arguments_count_unless_they_only_profile():
+    plain, _ = load([])
+    assert "extra" in plain.trainer
+    for extra, same in (("profiler=simple", True), ("detect_anomaly=true", True), ("deterministic=true", False)):
+        cfg, _ = load([f"+trainer.extra.{extra}"])
+        assert (identity.run_id(cfg) == identity.run_id(plain)) == same, extra
+        assert (identity.teacher_id(cfg) == identity.teacher_id(plain)) == same, extra
+
+
+def test_debug_runs_are_no_real_runs_and_differ():
+    choices = [[], *([f"debug={name}"] for name in ("fast", "overfit", "limit", "profiler"))]
+    assert len({identity.run_id(load(overrides)[0]) for overrides in choices}) == len(choices)
+
+
+def test_trainer_presets_change_no_id():
+    ids = {identity.run_id(load([f"trainer={name}"])[0]) for name in ("default", "cpu", "gpu", "ddp")}
+    assert len(ids) == 1

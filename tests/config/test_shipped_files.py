@@ -24,7 +24,7 @@ FILES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("conf", "sweeps")
     for path in (ROOT / folder).rglob("*")
-    if path.is_file() and path.parent != ROOT / "sweeps" / "wandb"  # not of Hydra: tests/cli/test_sync.py reads them
+    if path.is_file() and path.parent != ROOT / "sweeps" / "wandb"  # see tests/cli/test_wandb_sweeps.py
 )
 HIDDEN = [name for name in FILES if Path(name).name.startswith("_")]
 SWEEPS = [name for name in FILES if name.startswith("sweeps/")]  # their jobs: test_sweeps.py

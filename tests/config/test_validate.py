@@ -295,6 +295,18 @@ def test_what_changes_nothing_is_allowed(overrides):
             ["granularity=row: kind minmax_symmetric allows tensor, tok"],
         ),
         (["seed=1" + 30 * "0"], ["seed=1", "below 2**63"]),
+        (
+            ["+trainer.extra.profilr=simple"],
+            [
+                "trainer.extra.profilr=simple: Lightning's Trainer has no such argument; allowed are benchmark, ",
+                "did you mean profiler?",
+            ],
+        ),
+        (
+            ["+trainer.extra.max_steps=3"],
+            ["trainer.extra.max_steps=3: lowbit sets this argument of the Trainer; use budget.steps"],
+        ),
+        (["trainer.extra.profiler=simple"], ["write +trainer.extra.profiler=simple"]),
         (["trainer.threads=9999"], ["trainer.threads=9999: must be greater than 0 and at most 1024"]),
         (["data.batch_size=1" + 30 * "0"], ["data.batch_size=1", "must be below 2**63"]),
         (["name=../../x"], ["name=../../x: is part of a path"]),

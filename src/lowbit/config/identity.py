@@ -37,6 +37,8 @@ NOT_IDENTITY = (
     "trainer.progress",
     "data.num_workers",
 )
+# Arguments of the Trainer in `trainer.extra` that change no result: they profile, check, or concern hardware.
+EXTRA_NOT_IDENTITY = ("benchmark", "default_root_dir", "detect_anomaly", "profiler")
 # Quantizers with one scale per batch see the evaluation batches; the full-precision teacher does not. It is trained on
 # whole images, so that a store can be written with it, and on the task's own rows.
 _NOT_TEACHER_DATA = ("eval_batch_size", "soft_labels", "num_crops", "train_file")
@@ -113,6 +115,8 @@ def _content(cfg: Composed, left_out: tuple[str, ...]) -> dict[str, Any]:
     content = resolved(cfg)
     for path in left_out:
         _drop(content, path)
+    for argument in EXTRA_NOT_IDENTITY:
+        content["trainer"].get("extra", {}).pop(argument, None)
     for part in _models(content):
         part["path"] = _fingerprint(part["path"])
     if content["data"]["kind"] in (kind.name for kind in _FILES):

@@ -153,6 +153,8 @@ def _composition_problem(text: str, good: list[str], error: BaseException) -> st
 
 def _unknown_key(text: str, good: list[str]) -> str | None:
     key = text.split("=", 1)[0].lstrip("+~")
+    if key.startswith("trainer.extra."):
+        return f"{text}: trainer.extra takes further arguments of Lightning's Trainer; write +{text}"
     known = _keys(C.compose(good))
     if key in known:  # the value is at fault
         return None

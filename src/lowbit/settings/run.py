@@ -1,11 +1,14 @@
 """Settings of a run: the root of all others, hardware, logging and paths."""
 
+import difflib
 import importlib.util
+import inspect
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from lowbit.settings.data import DataConfig
-from lowbit.settings.fields import LIMIT, OneOf, number, path_name, setting
+from lowbit.settings.fields import LIMIT, OneOf, import_class, number, path_name, setting
 from lowbit.settings.model import ModelConfig
 from lowbit.settings.quantizer import CorrectionConfig, EstimatorsConfig, OscillationConfig, QuantizerConfig
 from lowbit.settings.recipe import BudgetConfig, MethodConfig, OptimizerConfig, SchedulerConfig, TeacherConfig
@@ -42,10 +45,32 @@ PATHS = (
 _ACCELERATORS = OneOf(("auto", "cpu", "gpu", "cuda", "mps", "tpu"))
 
 
+# Arguments of Lightning's Trainer that lowbit sets, and the setting to use instead.
+_TRAINER_ARGUMENTS = {
+    **{name: f"trainer.{name}" for name in ("accelerator", "devices", "num_nodes", "precision")},
+    "strategy": "trainer.devices",
+    **dict.fromkeys(("max_steps", "min_steps", "max_time", "limit_train_batches"), "budget.steps"),
+    **dict.fromkeys(("max_epochs", "min_epochs"), "budget.epochs"),
+    **dict.fromkeys(("val_check_interval", "check_val_every_n_epoch"), "trainer.eval_every"),
+    "limit_val_batches": "trainer.extra.limit_test_batches, which limits every evaluation",
+    "overfit_batches": "debug=overfit",
+    "fast_dev_run": "debug=fast",
+    "log_every_n_steps": "trainer.log_every",
+    "logger": "logger.mode or logger.tensorboard",
+    "enable_progress_bar": "trainer.progress",
+    "enable_checkpointing": "trainer.checkpoint_every",
+    **dict.fromkeys(("gradient_clip_val", "gradient_clip_algorithm"), "optimizer.max_grad_norm"),
+    "accumulate_grad_batches": "data.batch_size",
+    **dict.fromkeys(("callbacks", "plugins", "use_distributed_sampler", "num_sanity_val_steps"), ""),
+    **dict.fromkeys(("enable_model_summary", "barebones"), ""),
+}
+
+
 @dataclass
 class TrainerConfig:
-    """Hardware, precision and intervals; only `precision` is part of a run's identity.
+    """Hardware, precision, intervals, and further arguments of Lightning's Trainer.
 
+    Only `precision` and `extra` are part of a run's identity, `extra` without what profiles or concerns hardware.
     `devices` are those of each of `num_nodes` machines; all share `data.batch_size`.
     """
 
@@ -58,6 +83,27 @@ class TrainerConfig:
     checkpoint_every: int = number(100, above=0)
     log_every: int = number(10, above=0)
     progress: bool = True
+    extra: dict[str, Any] = setting({}, later=True)
+
+    def problems(self) -> list[str]:
+        """Return which keys of `extra` Lightning's Trainer does not have, and which lowbit sets."""
+        if not self.extra:
+            return []
+        known = set(inspect.signature(import_class("lightning.pytorch.Trainer")).parameters)
+        free = sorted(known - _TRAINER_ARGUMENTS.keys())
+        problems = []
+        for key, value in self.extra.items():
+            instead = _TRAINER_ARGUMENTS.get(key)
+            near = difflib.get_close_matches(key, free, n=1)
+            if instead is not None:
+                reason = f"lowbit sets this argument of the Trainer{instead and f'; use {instead}'}"
+            elif key not in known:
+                hint = f"; did you mean {near[0]}?" if near else ""
+                reason = f"Lightning's Trainer has no such argument; allowed are {', '.join(free)}{hint}"
+            else:
+                continue
+            problems.append(f"extra.{key}={value}: {reason}")
+        return problems
 
 
 @dataclass

@@ -169,6 +169,9 @@ def checkpointed_step(folder: Path) -> int:
 
 def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], loggers: list[Logger]) -> L.Trainer:
     """Return the Trainer of one stage of `steps` optimizer steps."""
+    if "profiler" in config.extra:  # its report is a message
+        logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)
+    limit = config.extra.get("limit_test_batches")
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -179,7 +182,7 @@ def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], 
         max_epochs=-1,
         val_check_interval=config.eval_every,
         check_val_every_n_epoch=None,
-        limit_val_batches=None if config.eval_every is not None else 0,
+        limit_val_batches=limit if config.eval_every is not None else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,
         logger=loggers,
@@ -189,6 +192,7 @@ def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], 
         enable_checkpointing=False,  # `LastCheckpoint` does it
         use_distributed_sampler=False,
         plugins=[AtomicCheckpointIO()],
+        **config.extra,
     )
 
 
@@ -263,7 +267,7 @@ def test(module: FinetuneModule, data: StepDataModule, config: TrainerConfig) ->
 def evaluate(trainer: L.Trainer, module: FinetuneModule, data: StepDataModule, verb: str) -> dict[str, float]:
     """Return the metrics of the validation ("validate") or test ("test") split, by name."""
     limit = trainer.limit_val_batches
-    trainer.limit_val_batches = 1.0
+    trainer.limit_val_batches = trainer.limit_test_batches
     try:
         result, *_ = getattr(trainer, verb)(module, datamodule=data, verbose=False)  # each loader's holds all metrics
     finally:
