@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from numpy.typing import NDArray
@@ -32,14 +32,6 @@ class Tracked:
     resolved: dict[str, Any]
     stages: Sequence[str]
     job_type: str = "train"
-
-
-@runtime_checkable
-class Staged(Protocol):
-    """A logger that marks where a stage begins."""
-
-    def start_stage(self, stage: str, first_step: int) -> None:
-        """Name the stage of the next rows; `first_step` counts the steps of the whole recipe."""
 
 
 class MetricsFile(Logger):
@@ -104,10 +96,9 @@ class MetricsFile(Logger):
     def text(self) -> str:
         """Return the content of the file for the rows so far."""
         columns = list(dict.fromkeys(["stage", "step", *(k for row in self.rows for k in row)]))
-        lines = [columns, *([row.get(c, "") for c in columns] for row in self.rows)]
-        return (
-            "\n".join(",".join(f"{v:.8g}" if isinstance(v, float) else str(v) for v in line) for line in lines) + "\n"
-        )
+        cells = ([row.get(c, "") for c in columns] for row in self.rows)
+        lines = [",".join(f"{v:.8g}" if isinstance(v, float) else str(v) for v in line) for line in (columns, *cells)]
+        return "\n".join([*lines, ""])
 
     def flush(self) -> None:
         """Write the file, atomically."""
@@ -218,7 +209,7 @@ def open_wandb(config: Config, tracked: Tracked) -> WandbRun | None:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    quiet = {"console": "off", "silent": True, "disable_git": True, "disable_code": True}
+    settings = {"console": "off", "silent": True, "disable_git": True, "disable_code": True, "mode": mode}
     try:
         run = wandb.init(
             id=None if agent else tracked.run_id,
@@ -231,7 +222,7 @@ def open_wandb(config: Config, tracked: Tracked) -> WandbRun | None:
             config={**tracked.resolved, "run_id": tracked.run_id},
             dir=str(tracked.folder),
             resume="allow",
-            settings={**quiet, "mode": mode, "reinit": "finish_previous"},
+            settings={**settings, "reinit": "finish_previous"},
         )
     except wandb.Error as error:
         raise ValueError(

@@ -26,7 +26,7 @@ from lowbit.training.checkpoints import CHECKPOINT, AtomicCheckpointIO, LastChec
 from lowbit.training.gradient_share import RegularizerShare
 from lowbit.training.guards import check_weights
 from lowbit.training.heartbeat import Heartbeat
-from lowbit.training.loggers import MetricsFile, Staged
+from lowbit.training.loggers import MetricsFile
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.quantization import calibrate_student
 from lowbit.training.ranks import call_on_leader, is_leader, strategy_of
@@ -218,7 +218,7 @@ def fit_stage(
     if not resumed:
         calibrate_student(module.instrument, data, stage)
     for logger in loggers:
-        if isinstance(logger, Staged):
+        if hasattr(logger, "start_stage"):
             logger.start_stage(stage.name, stage.first_step + resumed)
     if resumed:
         print(f"  resuming stage {stage.name} at step {resumed} of {stage.steps}", flush=True)
