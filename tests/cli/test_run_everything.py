@@ -1,5 +1,6 @@
 """Everything that ships is trained for a few steps by `lowbit train`; each method: tests/methods."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -141,7 +142,9 @@ def test_second_time_nothing_is_trained(few_steps, outputs, capsys):
 
 
 @pytest.mark.parametrize("name", ["fast", "overfit", "limit", "profiler"])
-def test_debug_choices_run_to_their_end(name, outputs, runs_in, capfd):
+def test_debug_choices_run_to_their_end(name, outputs, runs_in, caplog, monkeypatch):
+    # Lightning's own handler writes to the stream that was there when it was imported.
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "handlers", [caplog.handler])
     before = runs_in(outputs)
     settings = ["trainer.progress=false", "model.num_layers=1"]
     assert run(["method=qat_logits", "trainer=cpu", f"debug={name}", *settings], outputs) == 0
@@ -149,7 +152,7 @@ def test_debug_choices_run_to_their_end(name, outputs, runs_in, capfd):
     extra = {"limit": {"limit_test_batches": 2}, "profiler": {"profiler": "simple"}}
     assert runs_in(outputs)[new]["config"]["trainer"]["extra"] == extra.get(name, {})
     assert not list(outputs.glob(f"runs/**/{new}/wandb"))
-    assert ("FIT Profiler Report" in "".join(capfd.readouterr())) == (name == "profiler")
+    assert ("FIT Profiler Report" in caplog.text) == (name == "profiler")
 
 
 def test_limited_evaluations_see_so_many_batches(outputs, runs_in):

@@ -25,7 +25,7 @@ from lowbit.quantizers import calibrate
 from lowbit.recipes import Stage, build_recipe
 from lowbit.settings.run import Config
 from lowbit.training.modules import DistillationModule
-from lowbit.training.run import train
+from lowbit.training.train import train
 
 Batch = dict[str, Tensor]
 

@@ -16,7 +16,7 @@ from lowbit.modeling import prepare
 from lowbit.modeling.sizes import model_size
 from lowbit.quantizers import QuantizerSpec, QuantLinear, Target, build_quantizer, weight_sites
 from lowbit.recipes import Stage
-from lowbit.training.run import Job
+from lowbit.training.run import Run
 
 Stages = Callable[..., tuple[Stage, ...]]
 
@@ -64,7 +64,7 @@ def test_two_bits_of_paretoq_are_its_own_grid(stages_of: Stages):
 
 def test_a_run_has_its_folder_without_a_logging_service(tmp_path: Path):
     """E8: weights were saved under the logging service's run id, also where there was none."""
-    folders = {Job.of(*load([f"logger={name}", f"paths.outputs={tmp_path}"])).folder for name in ("none", "wandb")}
+    folders = {Run(*load([f"logger={name}", f"paths.outputs={tmp_path}"])).folder for name in ("none", "wandb")}
     assert len(folders) == 1
 
 

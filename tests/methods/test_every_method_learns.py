@@ -15,7 +15,7 @@ from lowbit.config import compose as C
 from lowbit.config.validate import load
 from lowbit.quantizers import quantizers_of
 from lowbit.training import modules
-from lowbit.training.run import train
+from lowbit.training.train import train
 
 with C.hydra_session():
     METHODS = [name for name in C.choices("method") if name != "ptq"]  # which trains nothing

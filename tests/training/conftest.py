@@ -18,7 +18,7 @@ def outputs(tmp_path: Path) -> Path:
 def context() -> Any:
     """Processes that start in a tenth of a second: the fork server has the imports behind it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lowbit.training.run", "transformers.models.bert.modeling_bert"])
+    context.set_forkserver_preload(["lowbit.training.train", "transformers.models.bert.modeling_bert"])
     return context
 
 

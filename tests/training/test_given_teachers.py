@@ -4,7 +4,6 @@ import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,9 +21,10 @@ from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 from lowbit.modeling.build import build_model
 from lowbit.results import read_run
-from lowbit.training.run import train
+from lowbit.training.run import Run
 from lowbit.training.setup import make_datamodule
 from lowbit.training.teacher import obtain_teacher
+from lowbit.training.train import train
 
 Overrides = Callable[..., list[str]]
 
@@ -46,15 +46,14 @@ def mrpc(tiny_bert: Path, glue: Path, shared: Path) -> Overrides:
 @pytest.fixture(scope="module")
 def teacher_folder(mrpc: Overrides, shared: Path) -> Path:
     """Folder of a teacher that lowbit fine-tuned."""
-    cfg, config = load(mrpc())
-    obtain_teacher(config, identity.teacher_id(cfg), make_datamodule(config, 1))
-    return shared / "teachers" / identity.teacher_id(cfg)
+    run = Run(*load(mrpc()))
+    obtain_teacher(run)
+    return shared / "teachers" / run.teacher_id
 
 
 def test_plain_transformers_load_a_teacher_and_give_its_logits(teacher_folder: Path, mrpc: Overrides, tmp_path: Path):
-    cfg, config = load(mrpc())
-    data = make_datamodule(config, 1)
-    teacher = obtain_teacher(config, identity.teacher_id(cfg), data).model
+    run = Run(*load(mrpc()))
+    data, teacher = run.data, obtain_teacher(run).model
     batch = next(iter(data.val_dataloader()))
     labels = batch.pop("labels")
     teacher.save_pretrained(tmp_path)
@@ -79,16 +78,11 @@ def test_a_given_teacher_is_scored_once_and_teaches(
     assert "scoring" in capsys.readouterr().out
     assert not left.exists(), "of a process that was killed when it wrote the score"
     run = read_run(identity.run_folder(cfg, config))
-    facts = obtain_teacher(*_finetuned(mrpc)).facts
+    facts = obtain_teacher(Run(*load(mrpc()))).facts
     assert run["teacher"]["metrics"] == facts["metrics"]
     assert str(teacher_folder) not in str(run["teacher"]), "a path of one machine is no name"
     train(*load([*overrides, "seed=2"]))
     assert "scoring" not in capsys.readouterr().out
-
-
-def _finetuned(mrpc: Overrides) -> tuple[Any, str, Any]:
-    cfg, config = load(mrpc())
-    return config, identity.teacher_id(cfg), make_datamodule(config, 1)
 
 
 def test_a_hub_model_without_a_trained_head_is_no_teacher(tiny_bert: Path, mrpc: Overrides):
@@ -133,10 +127,8 @@ def test_a_teacher_with_labels_in_another_order_scores_and_teaches_by_name(
             for tensor in (model.classifier.weight, model.classifier.bias):
                 tensor.copy_(tensor.flip(0))
     model.save_pretrained(tmp_path)
-    cfg, config = load(mrpc("teacher=path", f"teacher.path={tmp_path}", f"paths.outputs={tmp_path}"))
-    data = make_datamodule(config, 1)
-    teacher = obtain_teacher(config, identity.teacher_id(cfg), data)
-    kept = obtain_teacher(*_finetuned(mrpc))
+    teacher = obtain_teacher(Run(*load(mrpc("teacher=path", f"teacher.path={tmp_path}", f"paths.outputs={tmp_path}"))))
+    kept = obtain_teacher(Run(*load(mrpc())))
     assert teacher.facts["metrics"] == kept.facts["metrics"]
     assert torch.equal(teacher.model.classifier.weight, kept.model.classifier.weight)
     assert teacher.model.config.id2label == {0: "not_equivalent", 1: "equivalent"}
@@ -211,7 +203,7 @@ def test_two_tokenizers_are_refused(teacher_folder: Path, mrpc: Overrides, tmp_p
             ["data=digits", "model=deit_tiny", "teacher=hub", "teacher.path=deit_base", "teacher.revision=abc"],
             "teacher.revision=abc: has no effect on timm's weights; set it to null",
         ),
-        (["model.revision=abc"], "model.revision=abc: is of model.path on the hub; set it to null"),
+        (["model.revision=abc"], "model.revision=abc: only applies to a hub model (path); set it to null"),
     ],
 )
 def test_sources_that_make_no_sense_are_refused(overrides: list[str], message: str):

@@ -11,7 +11,7 @@ from tiny import TINY_TI, load_into
 from lowbit.config import identity
 from lowbit.results import read_run
 from lowbit.training.inspection import inspect_run
-from lowbit.training.run import train
+from lowbit.training.train import train
 
 
 @pytest.fixture(scope="module")

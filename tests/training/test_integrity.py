@@ -20,7 +20,7 @@ from lowbit.results import read_run
 from lowbit.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from lowbit.training.guards import NonFiniteError
 from lowbit.training.modules import FinetuneModule
-from lowbit.training.run import train
+from lowbit.training.train import train
 
 # Evaluations fall on steps of checkpoints and on others; the weights' quantizers learn.
 OVERRIDES = (*TINY_TI, "quantizer=lsq_w4a4", "trainer.eval_every=2", "trainer.threads=1")

@@ -24,8 +24,8 @@ from lowbit.training.checkpoints import CHECKPOINT
 from lowbit.training.guards import NonFiniteError
 from lowbit.training.loggers import MetricsFile
 from lowbit.training.modules import DistillationModule
-from lowbit.training.run import train
 from lowbit.training.stage_runner import build_trainer, checkpointed_step, evaluate, fit_stage, load_weights
+from lowbit.training.train import train
 
 
 def config_of(*overrides: str) -> Config:
@@ -171,7 +171,7 @@ def test_run_json_tells_everything_and_a_finished_run_is_not_repeated(
     load_weights(plain, folder / "stages" / "plain" / "model.safetensors")
 
     stamp = (folder / "run.json").stat().st_mtime_ns
-    monkeypatch.setattr("lowbit.training.run._execute", lambda _: pytest.fail("trained again"))
+    monkeypatch.setattr("lowbit.training.train._execute", lambda _: pytest.fail("trained again"))
     assert train(cfg, config) == metric
     assert (folder / "run.json").stat().st_mtime_ns == stamp
     assert "finished before" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from tiny import TINY_TI, load_into
 
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
-from lowbit.training.run import train
+from lowbit.training.train import train
 
 SGD = ("optimizer._target_=torch.optim.SGD", "+optimizer.options={momentum: 0.9}", "optimizer.lr=0.05")
 STEPS = ("scheduler._target_=torch.optim.lr_scheduler.StepLR", "+scheduler.options={step_size: 3, gamma: 0.5}")

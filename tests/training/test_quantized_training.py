@@ -12,7 +12,7 @@ from tiny import TINY_TI, load_into
 from lowbit.modeling import prepare
 from lowbit.results import read_run
 from lowbit.training.modules import FinetuneModule
-from lowbit.training.run import train
+from lowbit.training.train import train
 
 WATCHED = ["oscillation=freeze", "oscillation.momentum=0.3", "oscillation.freeze_from=0.4", "oscillation.freeze_to=0.2"]
 COMBINATIONS = {

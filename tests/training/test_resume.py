@@ -21,7 +21,7 @@ Start = Callable[..., ForkServerProcess]
 
 
 def train_here(overrides: Sequence[str]) -> None:
-    from lowbit.training.run import train
+    from lowbit.training.train import train
 
     torch.set_num_threads(1)
     train(*load(list(overrides)))
@@ -44,9 +44,9 @@ def train_until(stage: str, step: int, overrides: Sequence[str]) -> None:
 
 def train_until_test(overrides: Sequence[str]) -> None:
     """Train, and die by SIGKILL when all stages are done and only run.json is missing."""
-    from lowbit.training import run
+    from lowbit.training import train
 
-    run.model_size = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    train.model_size = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     train_here(overrides)
 
 

@@ -11,8 +11,8 @@ from test_quantized_training import DeathError, dies_at, only_run, tensors
 from tiny import TINY_TI, load_into
 
 from lowbit.results import read_run
-from lowbit.training import run as run_module
-from lowbit.training.run import train
+from lowbit.training import train as run_module
+from lowbit.training.train import train
 
 SHORT = [o for o in TINY_TI if not o.startswith(("method", "budget"))]
 CHAINS = {

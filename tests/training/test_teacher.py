@@ -7,7 +7,7 @@ from tiny import TINY_TI
 
 from lowbit.config.validate import load
 from lowbit.results import read_run
-from lowbit.training.run import train
+from lowbit.training.train import train
 
 
 def test_a_teacher_below_the_expected_score_stops_the_run_with_its_score(outputs: Path, capsys):

@@ -21,7 +21,7 @@ from lowbit.settings.run import LoggerMode
 from lowbit.training.environment import children_named
 from lowbit.training.loggers import TensorBoardRun, wandb_mode
 from lowbit.training.modules import DistillationModule
-from lowbit.training.run import train
+from lowbit.training.train import train
 
 TINY = (
     "data.train_size=40",

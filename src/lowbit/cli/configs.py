@@ -39,9 +39,10 @@ def _check(args: argparse.Namespace) -> int:
         jobs = [args.overrides]  # load() says everything that is wrong with them
     loaded = check_jobs(jobs)
     from lowbit.training.checks import examine
+    from lowbit.training.run import Run
 
     problems: dict[str, None] = {}
-    for job, (cfg, config), found in zip(jobs, loaded, examine(config for _, config in loaded), strict=True):
+    for job, (cfg, config), found in zip(jobs, loaded, examine(Run(*pair) for pair in loaded), strict=True):
         problems.update(dict.fromkeys(found.problems))
         if not found.problems:
             print(f"{config.name}/{identity.run_id(cfg)}: valid")

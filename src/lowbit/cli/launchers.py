@@ -160,7 +160,7 @@ def refuse_several_devices(launcher: str, jobs: Sequence[SweepJob]) -> None:
 
 def run_job(overrides: Sequence[str]) -> float | None:
     """Run one job in this process; return its metric, or None if it failed, with the error in the job's log."""
-    from lowbit.training.run import train
+    from lowbit.training.train import train
 
     try:
         return train(*load([*overrides]))

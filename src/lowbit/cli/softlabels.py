@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from lowbit.cli.verbs import OVERRIDES, AddVerb, describe_error
-from lowbit.config import identity
 from lowbit.config.validate import load
 from lowbit.settings.run import Config
 from lowbit.soft_labels.files import LabelKind, Manifest, describe_written
@@ -20,7 +19,8 @@ from lowbit.soft_labels.files import LabelKind, Manifest, describe_written
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lowbit.data import StepDataModule
+    from lowbit.training.run import Run
+
 
 _EXAMPLE = "lowbit softlabels labels/digits experiment=digits/variation_aware_mckd --crops 16 --flip 0"
 _TOP_K = 5
@@ -88,16 +88,18 @@ def _write(args: argparse.Namespace, label_type: str, cfg: DictConfig, config: C
     from lowbit.soft_labels.crops import CropRule
     from lowbit.soft_labels.dataset import crop_transform, training_images
     from lowbit.soft_labels.writer import StoreSettings, write_store
-    from lowbit.training.setup import config_errors, make_teacher_datamodule
+    from lowbit.training.run import Run
+    from lowbit.training.setup import config_errors
 
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    data, teacher_id = make_teacher_datamodule(config), identity.teacher_id(cfg)
+    run = Run(cfg, replace(config, trainer=replace(config.trainer, devices=1, num_nodes=1)))
+    data = run.teacher_data
     with config_errors():
         images = training_images(data)
         settings = StoreSettings(
             data=config.data.name,
-            teacher=teacher_id,
+            teacher=run.teacher_id,
             num_classes=data.info.num_labels,
             transform=crop_transform(data.info, args.interpolation),
             crops=args.crops,
@@ -110,20 +112,17 @@ def _write(args: argparse.Namespace, label_type: str, cfg: DictConfig, config: C
             command=args.command,
             names=data.info.labels,
         )
-    return write_store(
-        images, lambda: _make_teacher(config, teacher_id, data), args.out, settings, progress=config.trainer.progress
-    )
+    return write_store(images, lambda: _make_teacher(run), args.out, settings, progress=config.trainer.progress)
 
 
-def _make_teacher(config: Config, teacher_id: str, data: StepDataModule) -> Callable[[Tensor], Tensor]:
+def _make_teacher(run: Run) -> Callable[[Tensor], Tensor]:
     """Return the function from pixels to the teacher's logits, on the device that a run would take."""
     from lightning import Fabric
 
     from lowbit.modeling import prepare
     from lowbit.training.teacher import obtain_teacher
 
-    one_device = replace(config, trainer=replace(config.trainer, devices=1, num_nodes=1))
-    teacher = obtain_teacher(one_device, teacher_id, data).model
-    device = Fabric(accelerator=config.trainer.accelerator, devices=1).device
+    teacher = obtain_teacher(run).model
+    device = Fabric(accelerator=run.config.trainer.accelerator, devices=1).device
     instrument, dtype = prepare(teacher.to(device)), next(teacher.parameters()).dtype
     return lambda pixels: instrument.run({"pixel_values": pixels.to(device, dtype)}).logits

@@ -53,7 +53,7 @@ def _train(args: argparse.Namespace) -> int:
         print("\n".join(_plan(cfg, config)), flush=True)
         for note in idle_notes(config, args.overrides):
             print(f"note: {note}", file=sys.stderr)
-    from lowbit.training.run import train
+    from lowbit.training.train import train
 
     try:
         train(cfg, config)

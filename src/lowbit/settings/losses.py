@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -131,7 +132,7 @@ class LossConfig:
     detach_step: bool = setting(True, of=_OBR)
     max_bits: float | None = number(above=0, of=_OBR)
     convolution_grad_scale: GradScale | None = setting(of=_OBR)
-    options: dict[str, object] = setting({}, later=True)
+    options: dict[str, Any] = setting({}, later=True)
 
     @property
     def compares(self) -> Comparison:

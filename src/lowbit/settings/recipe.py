@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -82,7 +82,7 @@ class OptimizerConfig:
     scale_lr: float | None = number(above=0)
     scale_update: ScaleUpdate = ScaleUpdate.same
     _target_: str | None = setting(later=True)
-    options: dict[str, object] = setting({}, later=True)
+    options: dict[str, Any] = setting({}, later=True)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings together."""
@@ -111,7 +111,7 @@ class SchedulerConfig:
     kind: SchedulerKind = SchedulerKind.linear
     warmup: float = number(0.1, at_least=0, below=1, note="a share of the stage's steps")
     _target_: str | None = setting(later=True)
-    options: dict[str, object] = setting({}, later=True)
+    options: dict[str, Any] = setting({}, later=True)
 
     def problems(self) -> list[str]:
         """Return what is wrong with the settings together."""

@@ -17,17 +17,18 @@ from lowbit.data import StepDataModule
 from lowbit.files import DamagedFileError
 from lowbit.modeling import Instrument, prepare
 from lowbit.quantizers import WeightSite, weight_sites
-from lowbit.recipes import Recipe, build_recipe
+from lowbit.recipes import Recipe
 from lowbit.results.report import LayerFacts, SiteFacts
 from lowbit.results.run_file import remedy
 from lowbit.settings.model import TeacherSource
 from lowbit.settings.run import Config
 from lowbit.training.handover import Student
-from lowbit.training.run import initial_student
-from lowbit.training.setup import make_datamodule, make_teacher_model
+from lowbit.training.run import Run
+from lowbit.training.setup import make_teacher_model
 from lowbit.training.showcase import weight_histograms
 from lowbit.training.stage_runner import WEIGHTS, load_quantizer_state, load_weights, whole_stage
 from lowbit.training.teacher import Teacher
+from lowbit.training.train import initial_student
 
 _ROWS = 64  # of the evaluation split
 _TINY = 1e-12
@@ -48,10 +49,10 @@ def inspect_run(run: Mapping[str, Any], folder: Path, outputs: Path) -> LayerFac
         return LayerFacts(note=f"{folder / missing[0]} is not here. {remedy(folder)}")
     try:
         config = _config_of(run, outputs)
-        data = make_datamodule(config, config.seed)
-        recipe = build_recipe(config, data.steps_per_epoch)
+        rebuilt = Run(run["config"], config)
+        data, recipe = rebuilt.data, rebuilt.recipe
         teacher, note = _teacher(config, run, folder, data) if recipe.needs_teacher else (None, "it had no teacher")
-        student = _student(config, recipe, teacher, data, folder)
+        student = _student(rebuilt, teacher, folder)
         sites = list(weight_sites(student.model))
         hidden, rows = ((), 0) if note or teacher is None else _hidden_errors(student, teacher, recipe, data)
     except DamagedFileError as error:
@@ -89,11 +90,11 @@ def _teacher(config: Config, run: Mapping[str, Any], folder: Path, data: StepDat
     return Teacher(model.eval(), dict(run["teacher"])), note
 
 
-def _student(config: Config, recipe: Recipe, teacher: Teacher | None, data: StepDataModule, folder: Path) -> Instrument:
+def _student(run: Run, teacher: Teacher | None, folder: Path) -> Instrument:
     """Go through the stages as the run did, with what each has left instead of training."""
     previous: Student | None = None
-    for stage in recipe.stages:
-        model = initial_student(config, stage, previous, teacher, data)
+    for stage in run.recipe.stages:
+        model = initial_student(run, stage, previous, teacher)
         here = folder / "stages" / stage.name
         whole_stage(here)
         load_weights(model, here / WEIGHTS)

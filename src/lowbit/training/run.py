@@ -1,354 +1,142 @@
-"""One `lowbit train`: from a config to run.json, at most once per run id."""
+"""A run: what its config asks for, each part built once and shared by the checks and the training."""
 
 from __future__ import annotations
 
-import copy
-import datetime as dt
-import os
-import traceback
-from collections import deque
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig
 from torch import nn
 
 from lowbit.config import identity
+from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.problems import ConfigError
-from lowbit.data import StepDataModule
-from lowbit.files import remove_leftovers, sha256_of, write_json, write_text
-from lowbit.modeling import Instrument, prepare
-from lowbit.modeling.families import family_of
-from lowbit.modeling.sizes import model_size
-from lowbit.modeling.surgery import narrow, reduce_layers, split_ternary
-from lowbit.recipes import Stage, build_recipe
-from lowbit.results import (
-    RUN_FILE,
-    SCHEMA,
-    Cell,
-    LanguageTable,
-    collect,
-    print_table,
-    read_run,
-)
-from lowbit.results.run_file import (
-    ERROR_FILE,
-    HOLDER_FILE,
-    LOCK_FILE,
-    METRICS_FILE,
-    StageRecord,
-    read_holder,
-    write_holder,
-)
+from lowbit.data import StepDataModule, data_info
+from lowbit.files import remove_leftovers
+from lowbit.recipes import Recipe, build_recipe
+from lowbit.results.run_file import HOLDER_FILE, LOCK_FILE, read_holder, write_holder
+from lowbit.settings.data import DataInfo
 from lowbit.settings.run import Config
-from lowbit.training.environment import environment, keep_freed_memory
-from lowbit.training.handover import Student, take_over, take_over_halves
-from lowbit.training.loggers import MetricsFile, Tracked, build_loggers, finish_wandb, open_wandb, under_agent
-from lowbit.training.modules import DistillationModule, FinetuneModule
-from lowbit.training.preview import preview
-from lowbit.training.ranks import Ranks, call_on_leader, is_leader
-from lowbit.training.setup import (
-    check_data,
-    check_soft_labels,
-    check_start,
-    config_errors,
-    make_datamodule,
-    make_instrument,
-    make_metric,
-    make_model,
-    make_teacher_datamodule,
-)
-from lowbit.training.showcase import show_result, summary_of
-from lowbit.training.stage_runner import (
-    WEIGHTS,
-    checkpointed_step,
-    finished_stage,
-    fit_stage,
-    load_quantizer_state,
-    load_weights,
-    rows_of_stage,
-    test,
-)
-from lowbit.training.teacher import Teacher, obtain_teacher
+from lowbit.training.setup import make_datamodule, make_model, make_teacher_datamodule, make_teacher_model
 
 _LOCK_SECONDS = 0.5  # who only looks at the state of a run holds its lock for less
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: its config, typed and plain, its id and its folder."""
-
-    config: Config
-    cfg: DictConfig
-    run_id: str
-    folder: Path
-
-    @classmethod
-    def of(cls, cfg: DictConfig, config: Config) -> Job:
-        """Derive id and folder from the config."""
-        return cls(config, cfg, identity.run_id(cfg), identity.run_folder(cfg, config))
+class HeldError(Exception):
+    """Another process is running the run."""
 
 
-def train(cfg: DictConfig, config: Config) -> float | None:
-    """Run a config to its end and return its primary metric.
+class Run:
+    """One run.
 
-    A finished run is not repeated, an unfinished one is resumed; None if another process is running it, or if this is
-    one of the run's further processes (`Ranks`).
+    Args:
+        cfg: the config as composed, or resolved.
+        config: the same as typed object.
     """
-    job, ranks = Job.of(cfg, config), Ranks(config.trainer)
-    if not ranks.leads:
-        _follow(job, ranks)
-        return None
-    print(f"run {config.name}/{job.run_id} seed {config.seed}", flush=True)
-    finished = read_run(job.folder)
-    if finished is None:
-        check_start(config)
-        labels = check_soft_labels(config, checksums=True)  # the one time that all of a store is read
-        if labels is not None:
-            print(f"  {labels}", flush=True)
-        check_data(config)
-        with config_errors():
-            deque(preview(config), maxlen=0)  # rules that do not fit the model
-        finished = _finish(job, ranks)
-        if finished is None:
-            return None
-    else:  # no lock is needed, which may be another user's
-        ranks.dismiss()
-        print(f"  finished before, nothing to train: {job.folder / RUN_FILE}", flush=True)
-        if under_agent():
-            _tell_agent(job, finished)
-    cells = [Cell(job.folder, {}, "")]
-    print_table(collect(cells), title=f"{config.name}/{job.run_id}")
-    if finished["primary_metric"].startswith("val_mean/"):
-        LanguageTable(cells).print("by language")
-    return float(finished["metrics"][finished["primary_metric"]])
 
+    def __init__(self, cfg: identity.Composed, config: Config) -> None:
+        self.cfg = cfg
+        self.config = config
+        self.outputs = Path(config.paths.outputs)
+        self._models: dict[str, nn.Module] = {}
 
-def _finish(job: Job, ranks: Ranks) -> dict[str, Any] | None:
-    """Run the job under its lock and return its run.json; None if another process is running it."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(job.folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=_LOCK_SECONDS)
-    except Timeout:
-        ranks.dismiss()
-        print(f"  {read_holder(job.folder) or 'another process'} is running it; nothing to do here", flush=True)
-        return None
-    except PermissionError as error:
-        raise OSError(
-            f"{job.folder} is another user's, who has not finished this run; set paths.outputs to a folder of yours"
-        ) from error
-    try:
-        finished = read_run(job.folder)
-        if finished is not None:  # by another process, a moment ago
-            ranks.dismiss()
-            return finished
-        write_holder(job.folder)
-        for folder in (job.folder, Path(job.config.paths.outputs) / "cache"):
-            remove_leftovers(folder)
-        ranks.start()
-        finished = _guarded(job)
-        ranks.leave()
-        return finished
-    except ConfigError:
-        _leave_nothing(job.folder, Path(job.config.paths.outputs))
-        raise
-    finally:
-        lock.release()
+    @cached_property
+    def id(self) -> str:
+        """The hash of what the run computes."""
+        return identity.run_id(self.cfg)
 
+    @cached_property
+    def folder(self) -> Path:
+        """Where the run keeps its files."""
+        return self.outputs / "runs" / self.config.name / self.id
 
-def _leave_nothing(folder: Path, outputs: Path) -> None:
-    """Remove the folder of a run that was refused before it had a result, and the folders that held nothing else."""
-    if {file.name for file in folder.iterdir()} <= {LOCK_FILE, HOLDER_FILE}:
-        for file in folder.iterdir():
-            file.unlink()
-        while folder != outputs and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
+    @cached_property
+    def teacher_id(self) -> str:
+        """The id of the teacher that the run needs."""
+        return identity.teacher_id(self.cfg)
 
+    @cached_property
+    def data(self) -> StepDataModule:
+        """The data module of the students."""
+        return make_datamodule(self.config, self.config.seed)
 
-def _follow(job: Job, ranks: Ranks) -> None:
-    """Run the job beside its leader, silently."""
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        if not ranks.wait():
-            return
+    @cached_property
+    def teacher_data(self) -> StepDataModule:
+        """The data module of the teacher."""
+        return make_teacher_datamodule(self.config)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The stages."""
+        return build_recipe(self.config, self.data.steps_per_epoch)
+
+    def check_models(self, *, teacher: bool, student: bool) -> None:
+        """Build the models that begin with weights, and keep them for `new_teacher` and `new_student`.
+
+        Raises:
+            ConfigError: what is wrong with their files.
+        """
+        if teacher:
+            self._models["teacher"] = self.new_teacher()
+        if student:
+            self._models["student"] = self.new_student()
+
+    def new_teacher(self) -> nn.Module:
+        """Return the teacher's model before its training: the one that the check has built, the first time."""
+        kept = self._models.pop("teacher", None)
+        return make_teacher_model(self.config, self._info("teacher_data")) if kept is None else kept
+
+    def new_student(self) -> nn.Module:
+        """Return the model of a fresh student: the one that the check has built, the first time."""
+        kept = self._models.pop("student", None)
+        return make_model(self.config, self._info("data"), self.config.seed) if kept is None else kept
+
+    def _info(self, part: str) -> DataInfo:
+        """Describe the data without reading texts; image files need the pixels that the models want."""
+        data: StepDataModule | None = getattr(self, part) if self.config.data.kind in IMAGE_FILES else None
+        return data_info(self.config.data) if data is None else data.info
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Hold the run's folder for the block; a run that is refused in it leaves no folder.
+
+        Raises:
+            HeldError: another process holds it.
+            OSError: the folder is another user's.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / LOCK_FILE)
         try:
-            _execute(job)
-        except Exception as error:
-            _leave_traceback(job.folder / ERROR_FILE, error)
+            lock.acquire(timeout=_LOCK_SECONDS)
+        except Timeout:
+            raise HeldError(str(read_holder(self.folder) or "another process")) from None
+        except PermissionError as error:
+            raise OSError(
+                f"{self.folder} belongs to another user, who has not finished this run; set paths.outputs to a folder "
+                "of yours"
+            ) from error
+        try:
+            yield
+        except ConfigError:
+            self._leave_nothing()
             raise
-    ranks.leave()
+        finally:
+            lock.release()
 
+    def begin(self) -> None:
+        """Record this process as the holder, and remove what interrupted writers have left."""
+        write_holder(self.folder)
+        for folder in (self.folder, self.outputs / "cache"):
+            remove_leftovers(folder)
 
-def _leave_traceback(file: Path, error: Exception) -> None:
-    """Write what failed, unless another process of the run has: what fails after the first one has lost its peer."""
-    try:
-        if not file.exists():
-            write_text(file, traceback.format_exc())
-        error.add_note(f"traceback: {file}")
-    except OSError:
-        error.add_note(f"its traceback could not be written into {file.parent}")
-
-
-def _tell_agent(job: Job, result: dict[str, Any]) -> None:
-    """Give a W&B sweep the result of a run that was finished before: the sweep waits for one of its own."""
-    stages = [stage["name"] for stage in result["stages"]]
-    wandb_run = open_wandb(job.config, Tracked(job.run_id, job.folder, result["config"], stages))
-    if wandb_run is not None:
-        wandb_run.log_metrics(result["metrics"], step=max(result["steps"] - 1, 0))
-        wandb_run.log_summary(summary_of(result))
-    finish_wandb(failed=False)
-
-
-def _guarded(job: Job) -> dict[str, Any]:
-    """Execute the job; a failure leaves its traceback, and the W&B run is closed whatever happens."""
-    failed = True
-    error_file = job.folder / ERROR_FILE
-    error_file.unlink(missing_ok=True)
-    try:
-        result = _execute(job)
-        failed = False
-        return result
-    except Exception as error:
-        if not isinstance(error, ConfigError):  # whose text says it all
-            _leave_traceback(error_file, error)
-        raise
-    finally:
-        finish_wandb(failed=failed)
-
-
-def _execute(job: Job) -> dict[str, Any]:
-    config, started = job.config, _now()
-    keep_freed_memory()
-    if config.trainer.threads is not None:
-        torch.set_num_threads(config.trainer.threads)
-    data = make_datamodule(config, config.seed)
-    recipe = build_recipe(config, data.steps_per_epoch)
-    teacher = None
-    if recipe.needs_teacher:
-        teacher = obtain_teacher(config, identity.teacher_id(job.cfg), make_teacher_datamodule(config))
-    resolved = identity.resolved(job.cfg)
-    tracked = Tracked(job.run_id, job.folder, resolved, [stage.name for stage in recipe.stages])
-    loggers = build_loggers(config, tracked) if is_leader() else []
-    students: dict[str, Student] = {}
-    records: list[StageRecord] = []
-    for stage in recipe.stages:
-        students[stage.name], record = _run_stage(job, stage, students, teacher, data, loggers)
-        records.append(record)
-    student = students[recipe.stages[-1].name]
-    instrument = student.prepared()
-    module = FinetuneModule(instrument, recipe.stages[-1], make_metric(data), config.seed)
-    tested = test(module, data, config.trainer)
-    size = model_size(instrument)
-    for logger in loggers:
-        if isinstance(logger, MetricsFile):
-            logger.stage = recipe.stages[-1].name  # also where every stage was finished before
-        logger.log_metrics({**tested, "size/simulated_mb": size.simulated_bytes / 1e6}, step=max(recipe.steps - 1, 0))
-        logger.finalize("success")
-    result = {
-        "schema": SCHEMA,
-        "run_id": job.run_id,
-        "name": config.name,
-        "sweep": config.sweep,
-        "status": "finished",
-        "config": resolved,
-        "primary_metric": data.info.primary_metric,
-        "metrics": {**records[-1].metrics, **tested},
-        "teacher": None if teacher is None else teacher.facts,
-        "size": size.as_dict(),
-        "steps": recipe.steps,
-        "seconds": sum(record.seconds for record in records),
-        "stages": [record.as_dict() for record in records],
-        "files": call_on_leader(lambda: {METRICS_FILE: sha256_of(job.folder / METRICS_FILE)}),
-        "seeds": {"run": config.seed, "teacher": config.teacher.seed, "split": config.data.split_seed},
-        "started": started,
-        "finished": _now(),
-        **environment(config.trainer.accelerator),
-    }
-    call_on_leader(lambda: write_json(job.folder / RUN_FILE, result))
-    show_result(loggers, result, instrument, job.folder, figures=config.logger.figures)
-    return result
-
-
-def _run_stage(
-    job: Job,
-    stage: Stage,
-    students: dict[str, Student],
-    teacher: Teacher | None,
-    data: StepDataModule,
-    loggers: list[Any],
-) -> tuple[Student, StageRecord]:
-    """Return the student after the stage, trained now or before, and the stage's record."""
-    folder = job.folder / "stages" / stage.name
-    previous = list(students.values())[-1] if students else None
-    with config_errors():  # surgery that this family does not allow
-        student = initial_student(job.config, stage, previous, teacher, data)
-    record = call_on_leader(lambda: finished_stage(folder))
-    if record is not None:
-        load_weights(student, folder / WEIGHTS)
-        print(f"  stage {stage.name}: finished before", flush=True)
-        for logger in loggers:
-            if isinstance(logger, MetricsFile):
-                logger.take_up(rows_of_stage(folder, record))
-        return Student(student, load_quantizer_state(folder), stage.rules), record
-    resumed = call_on_leader(lambda: checkpointed_step(folder)) > 0
-    same = previous is not None and stage.student == "previous" and previous.rules == stage.rules
-    instrument = make_instrument(student, stage.rules, initialize=not resumed and not same)
-    if previous is not None and not resumed:
-        if stage.student == "previous":
-            take_over(instrument, previous)
-        elif stage.student == "split":
-            take_over_halves(instrument, previous)
-    print(f"  stage {stage.name}: {stage.steps} steps", flush=True)
-    for line in instrument.resolved.report:
-        print(f"    {line}", flush=True)
-    metric, seed = make_metric(data), job.config.seed
-    supervisor = None
-    if stage.teacher:
-        supervisor = _supervisor(stage, students, teacher)
-        module: FinetuneModule = DistillationModule(instrument, supervisor, stage, metric, seed)
-    else:
-        module = FinetuneModule(instrument, stage, metric, seed)
-    record = fit_stage(module, data, job.config.trainer, folder, loggers)
-    if supervisor is not None:
-        supervisor.restore()
-    print("  " + ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items()), flush=True)
-    learned = {key: value.detach().clone() for key, value in instrument.quantizer_state().items()}
-    return Student(instrument.restore(), learned, stage.rules), record
-
-
-def _supervisor(stage: Stage, students: dict[str, Student], teacher: Teacher | None) -> Instrument:
-    if stage.supervisor == "teacher":
-        assert teacher is not None
-        return prepare(teacher.model)
-    return students[stage.supervisor].prepared()
-
-
-def initial_student(
-    config: Config, stage: Stage, previous: Student | None, teacher: Teacher | None, data: StepDataModule
-) -> nn.Module:
-    """Return the model with which a stage begins; what the stage before has trained is copied."""
-    if stage.student in ("previous", "split"):
-        assert previous is not None
-        student = copy.deepcopy(previous.model).requires_grad_(True)  # the previous one may teach, and be frozen then
-        return student if stage.student == "previous" else split_ternary(student)
-    if stage.student in ("teacher", "narrow"):
-        assert teacher is not None
-        student = copy.deepcopy(teacher.model).requires_grad_(True)
-        if stage.layer_map is not None:
-            student = reduce_layers(student, stage.layer_map)
-        if stage.student == "narrow":
-            student = narrow(student, stage.width)
-    else:
-        student = make_model(config, data.info, config.seed)
-    if stage.activation is not None:
-        family_of(student).set_activation(student, stage.activation)
-    return student
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    def _leave_nothing(self) -> None:
+        """Remove the folder of a run that was refused before it had a result, and folders that held nothing else."""
+        folder = self.folder
+        if {file.name for file in folder.iterdir()} <= {LOCK_FILE, HOLDER_FILE}:
+            for file in folder.iterdir():
+                file.unlink()
+            while folder != self.outputs and not any(folder.iterdir()):
+                folder.rmdir()
+                folder = folder.parent

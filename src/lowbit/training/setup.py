@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.accelerators import XLAAccelerator
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from lowbit.config.budget import check_batch, stage_steps
 from lowbit.config.image_files import IMAGE_FILES
 from lowbit.config.problems import ConfigError
-from lowbit.config.teacher import teacher_data, teacher_model, trains_teacher
-from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric, data_info
+from lowbit.config.teacher import teacher_data, teacher_model
+from lowbit.data import DataInfo, ImageInput, StepDataModule, build_datamodule, build_metric
 from lowbit.data.tokens import tokenizer_state
-from lowbit.hub import OutOfReachError
 from lowbit.modeling import Instrument, Rule, prepare
 from lowbit.modeling.build import Origin, build_model
 from lowbit.modeling.families import family_of
 from lowbit.modeling.inputs import PREPROCESSOR, build_tokenizer, image_input
-from lowbit.settings.data import DataKind, TokenizerKind
+from lowbit.settings.data import TokenizerKind
 from lowbit.settings.model import ModelConfig, ModelKind, TeacherSource
-from lowbit.settings.recipe import StudentInit
-from lowbit.settings.run import Config, Precision, TrainerConfig
-from lowbit.soft_labels.dataset import count_labelled, train_on_crops, training_images
-from lowbit.soft_labels.files import describe_store, store_folder
-from lowbit.soft_labels.store import matching_manifest
+from lowbit.settings.run import Config, Precision
+from lowbit.soft_labels.dataset import train_on_crops
 
-_WITHOUT_FILES = (DataKind.digits, DataKind.agreement)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
 
@@ -84,103 +76,6 @@ def _pixels(image: ImageInput | None) -> str:
     )
 
 
-def check_data(config: Config) -> None:
-    """Load rows that are read from files, so that what is wrong with them shows before anything is written.
-
-    Raises:
-        ConfigError: bad rows, missing files, a damaged cache, a budget too small for the stages.
-    """
-    if config.data.kind in _WITHOUT_FILES:
-        with config_errors():
-            check_batch(config.data, count_labelled(config.data, data_info(config.data)).train_size)
-        return
-    data = make_datamodule(config, config.seed)
-    with config_errors():
-        data.setup("fit")
-        check_batch(config.data, data.info.train_size)
-        stage_steps(config.method.stages, config.budget, data.steps_per_epoch)
-        if config.data.train_file is not None and trains_teacher(config):  # it reads the task's own rows
-            make_teacher_datamodule(config).setup("fit")
-
-
-def check_start(config: Config) -> None:
-    """Refuse devices that are not here and weights that do not fit, before data are tokenised or files written.
-
-    Raises:
-        ConfigError: naming what is wrong.
-    """
-    problems = [*device_problems(config.trainer), *model_problems(config)]
-    if problems:
-        raise ConfigError(problems)
-
-
-def model_problems(config: Config) -> Iterator[str]:
-    """Yield what is wrong with the models with which a run begins: their class, files, labels and numbers.
-
-    Raises:
-        ConfigError: from an OutOfReachError, of a model of the hub.
-    """
-    for load in (_load_classes, _load_teacher, _load_student):
-        try:
-            load(config)
-        except ConfigError as error:
-            if isinstance(error.__cause__, OutOfReachError):
-                raise
-            yield from error.problems
-            return
-
-
-def _load_classes(config: Config) -> None:
-    """Build the models without weights: those of a class that no family knows are not worth the reading."""
-    with config_errors(), torch.device("meta"):
-        info = data_info(config.data)
-        for model in [config.model, *([teacher_model(config)] if config.method.needs_teacher else [])]:
-            prepare(build_model(model, info, 0))
-
-
-def _load_teacher(config: Config) -> None:
-    if config.method.needs_teacher and (_reads_weights(teacher_model(config)) or _teacher_folder(config) is not None):
-        make_teacher_model(config, _info_of(config, make_teacher_datamodule))
-
-
-def _load_student(config: Config) -> None:
-    fresh = StudentInit.fresh in (stage.student for stage in config.method.stages.values())
-    if fresh and _reads_weights(config.model):
-        make_model(config, _info_of(config, lambda run: make_datamodule(run, run.seed)), config.seed)
-
-
-def _reads_weights(model: ModelConfig) -> bool:
-    return model.kind is ModelKind.hf or model.pretrained
-
-
-def _info_of(config: Config, make: Callable[[Config], StepDataModule]) -> DataInfo:
-    """Describe the data without reading texts; image files need the pixels that the models want."""
-    return make(config).info if config.data.kind in IMAGE_FILES else data_info(config.data)
-
-
-def device_problems(trainer: TrainerConfig) -> Iterator[str]:
-    """Yield that this machine lacks the devices, with those that it has."""
-    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    counts["gpu"] = max(counts.values())
-    counts["tpu"] = XLAAccelerator.auto_device_count() if XLAAccelerator.is_available() else 0
-    if trainer.accelerator in counts and counts[trainer.accelerator] < trainer.devices:
-        found = [f"{name} ({count})" for name, count in counts.items() if count]
-        yield (
-            f"trainer.accelerator={trainer.accelerator}, trainer.devices={trainer.devices}: torch sees "
-            f"{counts[trainer.accelerator] or 'none'} here; set trainer.accelerator to "
-            f"{' or '.join(['auto', 'cpu', *found])}, or run on another machine"
-        )
-
-
-def outputs_problems(outputs: Path) -> Iterator[str]:
-    """Yield what keeps files from being written below a folder, which need not exist yet."""
-    here = next(path for path in (outputs.absolute(), *outputs.absolute().parents) if path.exists())
-    if not here.is_dir():
-        yield f"paths.outputs={outputs}: {here} is a file; name a folder"
-    elif not os.access(here, os.W_OK):
-        yield f"paths.outputs={outputs}: {here} cannot be written; make it writable, or name another folder"
-
-
 def make_teacher_datamodule(config: Config) -> StepDataModule:
     """Build the data module of the teacher: whole images, the task's own rows, and batches of its own seed.
 
@@ -190,27 +85,6 @@ def make_teacher_datamodule(config: Config) -> StepDataModule:
     teacher = replace(config.teacher, model=None)
     own = replace(config, data=teacher_data(config), model=_teacher_files(config), teacher=teacher)
     return make_datamodule(own, config.teacher.seed)
-
-
-def check_soft_labels(config: Config, *, checksums: bool) -> str | None:
-    """Check that the run's soft-label store is whole and of its training images; return what it holds.
-
-    Args:
-        config: The run.
-        checksums: Whether to read every shard and compare its SHA-256, not only its size.
-
-    Raises:
-        ConfigError: the store is not what the run needs.
-    """
-    folder = store_folder(config.data)
-    if folder is None:
-        return None
-    data = make_teacher_datamodule(config)
-    try:
-        manifest = matching_manifest(folder, training_images(data), data.info, checksums)
-    except (ValueError, OSError) as error:
-        raise ConfigError([f"data.soft_labels={config.data.soft_labels}: {error}"]) from error
-    return f"soft labels: {describe_store(manifest)}"
 
 
 def make_metric(data: StepDataModule) -> tuple[str, Metric | MetricCollection]:

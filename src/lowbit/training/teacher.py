@@ -28,7 +28,8 @@ from lowbit.settings.run import Config
 from lowbit.training.loggers import Tracked, build_loggers, finish_wandb
 from lowbit.training.modules import FinetuneModule
 from lowbit.training.ranks import call_on_leader, is_leader
-from lowbit.training.setup import make_metric, make_teacher_model
+from lowbit.training.run import Run
+from lowbit.training.setup import make_metric
 from lowbit.training.stage_runner import (
     WEIGHTS,
     check_weights_file,
@@ -50,15 +51,15 @@ class Teacher:
     facts: dict[str, Any]
 
 
-def obtain_teacher(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
+def obtain_teacher(run: Run) -> Teacher:
     """Return the teacher that the config names, trained now if no run before needed it.
 
     Raises:
         ConfigError: `teacher.path` or the hub does not hold a teacher of this model.
         ValueError: the score is below `teacher.min_score`.
     """
-    obtain = _cached if config.teacher.source is TeacherSource.finetune else _given
-    found = obtain(config, teacher_id, data)
+    config, data = run.config, run.teacher_data
+    found = _cached(run) if config.teacher.source is TeacherSource.finetune else _given(run)
     score, least = found.facts["metrics"].get(data.info.primary_metric), config.teacher.min_score
     if least is not None and score is not None and score < least:
         raise ValueError(
@@ -68,8 +69,8 @@ def obtain_teacher(config: Config, teacher_id: str, data: StepDataModule) -> Tea
     return found
 
 
-def _cached(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
-    teachers = Path(config.paths.outputs) / "teachers"
+def _cached(run: Run) -> Teacher:
+    teachers, teacher_id = run.outputs / "teachers", run.teacher_id
     teachers.mkdir(parents=True, exist_ok=True)
     folder = teachers / teacher_id
     lock = FileLock(teachers / f"{teacher_id}.lock") if is_leader() else None
@@ -87,11 +88,11 @@ def _cached(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
             print(f"teacher {teacher_id}: training", flush=True)
             partial = _partial(folder)
             call_on_leader(lambda: remove_leftovers(partial))
-            _train(config, teacher_id, data, partial)
+            _train(run, partial)
             call_on_leader(lambda: move_folder(partial, folder))  # readers see no teacher or a complete one
         else:
             print(f"teacher {teacher_id}: cached in {folder}", flush=True)
-        model = make_teacher_model(config, data.info)
+        model = run.new_teacher()
         load_weights(model, folder / WEIGHTS)
         facts = call_on_leader(lambda: _read_facts(folder / TEACHER_FILE))
     assert facts is not None
@@ -152,16 +153,17 @@ def lock_is_held(lock: FileLock) -> bool:
     return False
 
 
-def _train(config: Config, teacher_id: str, data: StepDataModule, folder: Path) -> None:
-    instrument = prepare(make_teacher_model(config, data.info))
+def _train(run: Run, folder: Path) -> None:
+    config, data = run.config, run.teacher_data
+    instrument = prepare(run.new_teacher())
     module = _module(config, instrument, data)
     record = call_on_leader(lambda: finished_stage(folder))
     if record is None:
-        record = _fit(config, teacher_id, module, data, folder)
+        record = _fit(run, module, folder)
     else:
         load_weights(instrument.model, folder / WEIGHTS)
     metrics = {**record.metrics, **test(module, data, config.trainer)}
-    facts = _facts(teacher_id, metrics, instrument, record.steps, record.seconds)
+    facts = _facts(run.teacher_id, metrics, instrument, record.steps, record.seconds)
     model = instrument.restore()
     call_on_leader(lambda: _describe(config, model, data.info, facts, folder))
 
@@ -174,25 +176,27 @@ def _describe(config: Config, model: nn.Module, info: DataInfo, facts: dict[str,
         build_tokenizer(teacher_model(config)).save_pretrained(folder)
 
 
-def _fit(config: Config, teacher_id: str, module: FinetuneModule, data: StepDataModule, folder: Path) -> StageRecord:
+def _fit(run: Run, module: FinetuneModule, folder: Path) -> StageRecord:
+    config = run.config
     folder.mkdir(exist_ok=True)
     plain = identity.resolved(OmegaConf.structured(config))
     resolved = {part: plain[part] for part in ("data", "model", "teacher", "trainer")}
-    tracked = Tracked(teacher_id, folder, resolved, [module.stage.name], job_type="teacher")
+    tracked = Tracked(run.teacher_id, folder, resolved, [module.stage.name], job_type="teacher")
     loggers = build_loggers(config, tracked) if is_leader() else []
     failed = True
     try:
-        record = fit_stage(module, data, config.trainer, folder, loggers)
+        record = fit_stage(module, run.teacher_data, config.trainer, folder, loggers)
         failed = False
         return record
     finally:
         finish_wandb(failed=failed)  # before the folder gets its name, and the student its own run
 
 
-def _given(config: Config, teacher_id: str, data: StepDataModule) -> Teacher:
+def _given(run: Run) -> Teacher:
     """Return a teacher of a folder or the hub, scored on this data set once."""
-    model = make_teacher_model(config, data.info)
-    scores = Path(config.paths.outputs) / "teachers" / f"{teacher_id}.json"
+    config, data, teacher_id = run.config, run.teacher_data, run.teacher_id
+    model = run.new_teacher()
+    scores = run.outputs / "teachers" / f"{teacher_id}.json"
     facts = call_on_leader(lambda: _read_facts(scores))
     if facts is None:
         print(f"teacher {teacher_id}: scoring", flush=True)
