@@ -50,7 +50,7 @@ def bench_job(config: Config | None, shape: str | None, rounds: int, threads: in
     marks["data and models"] = process_age()
     settings = replace(config.trainer, eval_every=None, progress=False)
     with TemporaryDirectory() as folder:
-        callbacks, _ = stage_callbacks(settings, stage, Path(folder))
+        callbacks, _ = stage_callbacks(settings, stage, Path(folder), {})
         pairs = _StepPairs(_bare_steps(twin, stage, data))
         trainer = build_trainer(settings, steps, [*callbacks, pairs], [MetricsFile(Path(folder))])
         trainer.fit(module, datamodule=data)

@@ -48,3 +48,10 @@ def test_the_page_of_methods_works_as_written(tmp_path: Path):
     assert made_up in " ".join(printed["lowbit ls method"].split())
     metrics = next(tmp_path.glob("outputs/runs/digits/context_kd/*/metrics.csv")).read_text()
     assert "train/context" in metrics.splitlines()[0]
+
+
+def test_a_callback_of_the_users_own_logs_what_it_measures(tmp_path: Path):
+    command = "lowbit train experiment=digits/ternarybert debug=fast callbacks=drift trainer.log_every=1"
+    run("own_callback", ["lowbit ls callbacks", command], tmp_path)
+    metrics = next(tmp_path.glob("outputs/runs/*/*/*/metrics.csv")).read_text()
+    assert "drift/blocks.0.attn.qkv.weight" in metrics.splitlines()[0]

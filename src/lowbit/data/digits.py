@@ -1,7 +1,6 @@
 """The 8x8 handwritten digits of scikit-learn: 1,797 images that ship with the library, so nothing is downloaded."""
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from lowbit.data.sampling import Stream, generator_for
@@ -32,6 +31,8 @@ def digits_splits(config: DataConfig, seed: int) -> Splits:
 
     A smaller `train_size` or `eval_size` takes the first rows of a split, which are stratified as well.
     """
+    from sklearn.datasets import load_digits  # here, since no other data set needs scikit-learn
+
     train_size = digits_info(config).train_size
     validation_size, test_size = config.eval_size or VALIDATION_SIZE, config.eval_size or TEST_SIZE
 

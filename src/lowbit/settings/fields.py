@@ -241,14 +241,17 @@ def import_class(path: str) -> Any:
         raise ValueError(f"importing {module} failed: {type(error).__name__}: {error}") from error
 
 
-def target_problems(path: str, given: Mapping[str, object], *, first: str, mark: str) -> list[str]:
+def target_problems(
+    path: str, given: Mapping[str, object], *, mark: str, first: str = "", inside: str = "options."
+) -> list[str]:
     """Return what is wrong with a class that `_target_` names and the keyword arguments that it is given.
 
     Args:
         path: `module.Class`.
         given: keyword arguments.
-        first: the argument that comes before them.
         mark: attribute that every such class has.
+        first: the argument that comes before them.
+        inside: prefix of their keys.
     """
     try:
         found = import_class(path)
@@ -261,12 +264,12 @@ def target_problems(path: str, given: Mapping[str, object], *, first: str, mark:
         return []
     known = [name for name in parameters if name != first]
     unknown = [
-        f"options.{name}: {path} takes no such argument{_nearest(name, known)}; allowed are {', '.join(known)}"
+        f"{inside}{name}: {path} takes no such argument{_nearest(name, known)}; allowed are {', '.join(known)}"
         for name in given
         if name not in known
     ]
     lacking = [name for name in known if parameters[name].default is inspect.Parameter.empty and name not in given]
-    return [*unknown, *(f"options.{name}: no value; {path} needs one" for name in lacking)]
+    return [*unknown, *(f"{inside}{name}: no value; {path} needs one" for name in lacking)]
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

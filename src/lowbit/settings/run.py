@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from lowbit.settings.data import DataConfig
-from lowbit.settings.fields import LIMIT, OneOf, import_class, number, path_name, setting
+from lowbit.settings.fields import LIMIT, OneOf, import_class, number, path_name, setting, target_problems
 from lowbit.settings.model import ModelConfig
 from lowbit.settings.quantizer import CorrectionConfig, EstimatorsConfig, OscillationConfig, QuantizerConfig
 from lowbit.settings.recipe import BudgetConfig, MethodConfig, OptimizerConfig, SchedulerConfig, TeacherConfig
@@ -155,3 +155,16 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    callbacks: dict[str, Any] = setting({}, later=True)
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the callbacks: Lightning's or your own, `name: {_target_: module.Class, ...}`."""
+        problems = []
+        for name, given in self.callbacks.items():
+            if not isinstance(given, dict) or not isinstance(given.get("_target_"), str):
+                problems.append(f"callbacks.{name}: write {{_target_: module.Class}} and the arguments of the class")
+                continue
+            arguments = {key: value for key, value in given.items() if not key.startswith("_")}
+            found = target_problems(given["_target_"], arguments, mark="on_train_batch_end", inside="")
+            problems += [f"callbacks.{name}.{problem}" for problem in found]
+        return problems

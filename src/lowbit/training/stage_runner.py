@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
+import hydra.utils
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger
@@ -196,23 +199,34 @@ def build_trainer(config: TrainerConfig, steps: int, callbacks: list[Callback], 
     )
 
 
-def stage_callbacks(config: TrainerConfig, stage: Stage, folder: Path) -> tuple[list[Callback], StepTimer]:
-    """Return what accompanies the steps of a stage, and the clock among it."""
+def stage_callbacks(
+    config: TrainerConfig, stage: Stage, folder: Path, own: Mapping[str, object]
+) -> tuple[list[Callback], StepTimer]:
+    """Return what accompanies the steps of a stage, the callbacks of the config too, and the clock among it."""
     timer = StepTimer()
     last = LastCheckpoint(folder, config.checkpoint_every, config.eval_every)
     shares = [RegularizerShare(loss) for loss in stage.losses.values() if isinstance(loss, WeightLoss)]
-    callbacks = [timer, Heartbeat(folder, stage.steps), last, *shares]
+    given = [hydra.utils.instantiate(settings, _convert_="all") for settings in own.values()]
+    callbacks = [timer, Heartbeat(folder, stage.steps), last, *shares, *given]
     return callbacks + progress(config.progress and is_leader(), timer, stage.steps), timer
 
 
 def fit_stage(
-    module: FinetuneModule, data: StepDataModule, config: TrainerConfig, folder: Path, loggers: list[Logger]
+    module: FinetuneModule,
+    data: StepDataModule,
+    config: TrainerConfig,
+    folder: Path,
+    loggers: list[Logger],
+    callbacks: Mapping[str, object] = MappingProxyType({}),
 ) -> StageRecord:
-    """Train a stage to its end from wherever its folder says it stands, evaluate it and write record and weights."""
+    """Train a stage to its end from wherever its folder says it stands, evaluate it and write record and weights.
+
+    `callbacks` are those of the config: classes and their arguments by name.
+    """
     stage = module.stage
     data.first_step = stage.first_step
-    callbacks, timer = stage_callbacks(config, stage, folder)
-    trainer = build_trainer(config, stage.steps, callbacks, loggers)
+    accompanying, timer = stage_callbacks(config, stage, folder, callbacks)
+    trainer = build_trainer(config, stage.steps, accompanying, loggers)
     checkpoint = folder / CHECKPOINT
     resumed = call_on_leader(lambda: checkpointed_step(folder))
     if not resumed:
@@ -232,7 +246,8 @@ def fit_stage(
         raise
     check_weights(module.student.state_dict(), stage)
     metrics = evaluate(trainer, module, data, "validate")
-    record = StageRecord(stage.name, stage.steps, timer.seconds, metrics)
+    steps = trainer.global_step if stage.steps else 0  # fewer than planned where a callback has stopped the stage
+    record = StageRecord(stage.name, steps, timer.seconds, metrics)
     return call_on_leader(lambda: _finish_stage(module.instrument, record, folder, loggers))
 
 

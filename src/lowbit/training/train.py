@@ -197,7 +197,7 @@ def _execute(run: Run) -> dict[str, Any]:
         "metrics": {**records[-1].metrics, **tested},
         "teacher": None if teacher is None else teacher.facts,
         "size": size.as_dict(),
-        "steps": recipe.steps,
+        "steps": sum(record.steps for record in records),
         "seconds": sum(record.seconds for record in records),
         "stages": [record.as_dict() for record in records],
         "files": call_on_leader(lambda: {METRICS_FILE: sha256_of(run.folder / METRICS_FILE)}),
@@ -250,7 +250,7 @@ def _run_stage(
         module: FinetuneModule = DistillationModule(instrument, supervisor, stage, metric, seed)
     else:
         module = FinetuneModule(instrument, stage, metric, seed)
-    record = fit_stage(module, data, run.config.trainer, folder, loggers)
+    record = fit_stage(module, data, run.config.trainer, folder, loggers, run.config.callbacks)
     if supervisor is not None:
         supervisor.restore()
     print("  " + ", ".join(f"{name} {value:.4f}" for name, value in record.metrics.items()), flush=True)

@@ -1,4 +1,4 @@
-"""Optimizers and schedulers that `_target_` names: torch's, or a user's own."""
+"""Optimizers, schedulers and callbacks that `_target_` names: of torch and Lightning, or of the user."""
 
 from pathlib import Path
 
@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import TINY_TI, load_into
 
+from lowbit.config import identity
 from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
+from lowbit.results import read_run
 from lowbit.training.train import train
 
 SGD = ("optimizer._target_=torch.optim.SGD", "+optimizer.options={momentum: 0.9}", "optimizer.lr=0.05")
@@ -58,3 +60,27 @@ def test_a_scheduler_of_torch_sets_the_rate(tmp_path: Path):
 def test_what_does_not_fit_is_refused(overrides: list[str], problem: str):
     with pytest.raises(ConfigError, match=problem):
         load(["experiment=digits/ternarybert", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("callback", "problem"),
+    [
+        ("{_target_: lightning.pytorch.callbacks.EarlyStoping}", "callbacks.own._target_=.* has no EarlyStoping"),
+        ("{_target_: torch.nn.Linear}", "torch.nn.Linear: has no on_train_batch_end"),
+        ("{_target_: lightning.pytorch.callbacks.EarlyStopping, monitr: x}", "own.monitr: .*did you mean monitor?"),
+        ("{_target_: lightning.pytorch.callbacks.EarlyStopping}", "callbacks.own.monitor: no value"),
+        ("{monitor: x}", "callbacks.own: write {_target_: module.Class}"),
+    ],
+)
+def test_a_callback_that_does_not_fit_is_refused(callback: str, problem: str):
+    with pytest.raises(ConfigError, match=problem):
+        load(["experiment=digits/ternarybert", f"+callbacks.own={callback}"])
+
+
+def test_early_stopping_ends_a_stage_and_the_record_says_when(tmp_path: Path):
+    stop = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.eval_every=2")
+    train(*load_into(tmp_path, *TINY_TI, *stop, "+callbacks.early_stopping.stopping_threshold=100"))
+    (file,) = tmp_path.glob("runs/*/*/*/run.json")
+    assert read_run(file.parent)["steps"] == 4  # two stages of the first look each
+    assert identity.run_id(load(TINY_TI)[0]) != file.parent.name
+    assert identity.run_id(load([*TINY_TI, "callbacks=none"])[0]) == identity.run_id(load(TINY_TI)[0])
