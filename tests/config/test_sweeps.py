@@ -15,7 +15,7 @@ from lowbit.config.problems import ConfigError
 from lowbit.config.validate import load
 from lowbit.results import read_layout
 from lowbit.results.collect import Cell
-from lowbit.results.pivot import Part, parts_of
+from lowbit.results.layout import Part, parts_of
 from lowbit.results.published import matches
 
 ROOT = C.shipped_root()

@@ -81,7 +81,7 @@ def test_missing_cells_keep_their_commands(make_cell: MakeCell) -> None:
     assert (partial.n, partial.expected, partial.status) == (1, 3, "1 of 3 seeds")
     assert partial.missing == ["lowbit train method=ti_g seed=1", "lowbit train method=ti_g seed=2"]
     assert (empty.label, empty.status, empty.missing) == ("bit", "not run", ["lowbit train method=bit seed=0"])
-    assert (empty.metric, empty.values, empty.mean, empty.std, empty.bits) == (None, [], None, None, None)
+    assert (empty.metric, list(empty.values), empty.mean, empty.std, empty.bits) == (None, [], None, None, None)
     assert (empty.simulated_mb, empty.compression, empty.steps, empty.seconds) == (None, None, None, None)
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from lowbit.results.compare import Effect, confidence_interval, effects_csv, effects_grid, ranked
+from lowbit.results import write_grid
+from lowbit.results.compare import Effect, confidence_interval, effects_grid, ranked
 
 BASE = (0.90, 0.92, 0.91, 0.95)
 
@@ -72,7 +73,7 @@ def test_grid_is_in_per_cent_and_counts_unfinished_seeds(effects):
 
 
 def test_csv_has_raw_numbers(effects):
-    rows = list(csv.DictReader(io.StringIO(effects_csv(effects, "test/accuracy"))))
+    rows = list(csv.DictReader(io.StringIO(write_grid(effects_grid(effects, "test/accuracy"), "csv"))))
     assert [row["change"] for row in rows][:2] == ["the recipe itself", "worse"]
     worse = rows[1]
     assert float(worse["difference"]) == pytest.approx(-0.3775)

@@ -8,10 +8,9 @@ from html.parser import HTMLParser
 import pytest
 
 from lowbit.files import sha256
-from lowbit.results import collect
+from lowbit.results import collect, tabulate_rows
 from lowbit.results.figures import Series, draw_histograms, draw_series, to_pixels, to_svg
 from lowbit.results.report import Histogram, LayerFacts, Report, SiteFacts, groups_of, read_curves, render_report
-from lowbit.results.table import grid_of
 
 METRICS = """stage,step,train/loss,train/logits,train/scores,train/lr,phase/context,phase/probs,val/accuracy
 intervene,9,3,0.5,2.0,0.1,1,0,
@@ -53,7 +52,7 @@ def report(make_cell) -> Report:
         "ti_g": LayerFacts((site, replace(site, name="layer.1.query")), (histogram,), (0.1, 0.2), 8),
         "kd": LayerFacts(note="model.safetensors is not here"),
     }
-    grid = grid_of(collect(cells), "html", "demo")
+    grid = tabulate_rows(collect(cells), "demo")
     return Report("demo <1>", "Of `this`.", grid, groups_of(cells), ["lowbit sweep demo"], facts, "ti_g")
 
 

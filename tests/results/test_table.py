@@ -2,17 +2,28 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lowbit.results import Cell, Row, collect, read_papers, render, to_text
+from lowbit.results import Cell, Format, Row, collect, read_papers, tabulate_rows, write_grid
 
 MakeCell = Callable[..., Cell]
 MakeRow = Callable[..., Row]
 STORED = Path(__file__).parents[1] / "fixtures" / "runs"
+
+
+def to_text(rows: list[Row]) -> list[Sequence[str]]:
+    """Return the header and the lines."""
+    grid = tabulate_rows(rows)
+    return [[name for name, _ in grid.heads], *grid.lines]
+
+
+def render(rows: list[Row], fmt: Format, title: str = "") -> str:
+    """Return the table as text."""
+    return write_grid(tabulate_rows(rows, title), fmt)
 
 
 def test_text_cells(rows: list[Row]) -> None:
@@ -68,7 +79,8 @@ def test_markdown(row: MakeRow, rows: list[Row]) -> None:
     assert lines[0].startswith("| method | test accuracy | bits (W-E-A) |")
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
     assert lines[3] == "| ti_g | 92.00 ± 2.00 (3) | 2-2-8 | 0.123 | 10.0x | 900 | 40.0 | done |"
-    assert len(lines) == 2 + len(rows)
+    assert lines[2 + len(rows) :][:2] == ["", "commit abc1234; device cpu x86_64; checkpoint last"]
+    assert lines[-2:] == ["    lowbit train method=bit seed=1", "    lowbit train method=xtc seed=0"]
     assert "| a\\|b |" in render([row(label="a|b")], "md")
 
 
@@ -89,9 +101,10 @@ def test_latex(rows: list[Row]) -> None:
     """A booktabs tabular in which every line has eight cells."""
     lines = render(rows, "latex").splitlines()
     assert lines[:2] == [r"\begin{tabular}{lrrrrrrl}", r"\toprule"]
-    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    assert r"\bottomrule" in lines
+    assert r"\end{tabular}" in lines
     assert r"ti\_g & 92.00 $\pm$ 2.00 (3) & 2-2-8 & 0.123 & 10.0x & 900 & 40.0 & done \\" in lines
-    assert {line.count("&") for line in lines if line.endswith(r"\\")} == {7}
+    assert {line.count("&") for line in lines if line.endswith(r"\\") and "multicolumn" not in line} == {7}
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ from contextlib import nullcontext, redirect_stdout
 
 from lowbit.cli.launchers import add_options, make_launcher
 from lowbit.cli.sweep import exit_code
+from lowbit.cli.table import show
 from lowbit.cli.verbs import OVERRIDES, AddVerb, check_jobs
 from lowbit.config import compose as C
 from lowbit.config import identity
 from lowbit.config.problems import ConfigError, nearest
 from lowbit.execution.ablation import (
     SLOTS,
-    Arm,
     Skipped,
     Variant,
     build_variants,
@@ -26,8 +26,7 @@ from lowbit.execution.ablation import (
 from lowbit.execution.progress import print_plan
 from lowbit.execution.state import state_of
 from lowbit.execution.sweep import run_sweep
-from lowbit.results.compare import effects_csv, effects_grid
-from lowbit.results.render import print_grid, write_grid
+from lowbit.results.compare import effects_grid
 
 _OVER = "over="
 _EXAMPLE = "lowbit ablate experiment=digits/ti_g over=losses,intervention seed=1,2,3"
@@ -66,7 +65,7 @@ def _ablate(args: argparse.Namespace) -> int:
         launcher, view = make_launcher(args, "ablate", jobs[0].outputs, jobs)
         failures = run_sweep(jobs, launcher, view)
     code = exit_code(failures, jobs)
-    _show(arms, args.format)
+    show(effects_grid(effects(arms), metric_of(arms)), args.format)
     return code
 
 
@@ -101,13 +100,3 @@ def _tell_skipped(skipped: Sequence[Skipped], unused: Sequence[str]) -> None:
         print(f"nothing to vary in {slot}: this recipe has none of it, or one part only")
     for one in skipped:
         print(f"left out: {one.variant}: {one.reason}")
-
-
-def _show(arms: Sequence[Arm], fmt: str | None) -> None:
-    found, metric = effects(arms), metric_of(arms)
-    if fmt == "csv":
-        print(effects_csv(found, metric), end="")
-    elif fmt == "md":
-        print(write_grid(effects_grid(found, metric), "md"), end="")
-    else:
-        print_grid(effects_grid(found, metric))

@@ -8,16 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowbit.cli.table import cells_of, folders_of
+from lowbit.cli.table import cells_of, grid_of
 from lowbit.cli.verbs import SWEEP, AddVerb, known_sweep
 from lowbit.config import compose as C
 from lowbit.config.problems import ConfigError
 from lowbit.files import write_text
-from lowbit.results import Cell, build_pivot, collect, read_layout, read_papers
-from lowbit.results.pivot import pivot_grid
-from lowbit.results.render import Grid
 from lowbit.results.report import Group, LayerFacts, Report, groups_of, render_report
-from lowbit.results.table import grid_of
 
 _SUFFIXES = (".html", ".htm")
 
@@ -60,7 +56,7 @@ def _report(args: argparse.Namespace) -> int:
         Report(
             title=args.name,
             about=C.first_comment("sweeps", args.name),
-            grid=_grid(args.name, cells),
+            grid=grid_of(args.name, cells, C.files_of(f"sweeps/{args.name}")),
             groups=groups,
             commands=[sweep, table, args.command],
             facts={} if args.no_layers else _facts(groups, outputs),
@@ -81,14 +77,6 @@ def _chosen(groups: Sequence[Group], label: str | None) -> str:
     if label not in finished:
         raise ConfigError([f"--weights-of {label}: no such row with a finished run; allowed: {', '.join(finished)}"])
     return label
-
-
-def _grid(name: str, cells: Sequence[Cell]) -> Grid:
-    """Return the table that `lowbit table` shows."""
-    records, layout = read_papers(folders_of("paper")), read_layout(C.files_of(f"sweeps/{name}"))
-    if layout is not None:
-        return pivot_grid(build_pivot(cells, layout, records))
-    return grid_of(collect(cells, records=records), "html", name)
 
 
 def _facts(groups: Sequence[Group], outputs: Path) -> dict[str, LayerFacts]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from lowbit.cli.verbs import SWEEP, AddVerb, chosen_runs, jobs_of, known_sweep
@@ -19,16 +18,16 @@ from lowbit.results import (
     FORMATS,
     Cell,
     Format,
-    LanguageTable,
-    build_pivot,
+    Grid,
     collect,
     format_of,
-    print_pivot,
-    print_table,
+    print_grid,
     read_layout,
     read_papers,
-    render,
-    render_pivot,
+    tabulate_languages,
+    tabulate_layout,
+    tabulate_rows,
+    write_grid,
 )
 from lowbit.results.selection import cells_of_runs
 
@@ -68,15 +67,11 @@ def _table(args: argparse.Namespace) -> int:
         if cell.damage and fmt == "csv":  # which has no notes
             print(f"damaged: {cell.damage}", file=sys.stderr)
     if args.languages:
-        languages = LanguageTable(cells)
-        return _show(args.out, fmt, languages.render, lambda: languages.print(title))
-    records = read_papers(folders_of("paper"))
-    layout = None if args.rows or args.runs else read_layout(C.files_of(f"sweeps/{title}"))
-    if layout is not None:
-        table = build_pivot(cells, layout, records)
-        return _show(args.out, fmt, partial(render_pivot, table), partial(print_pivot, table))
-    rows = collect(cells, records=records)
-    return _show(args.out, fmt, lambda form: render(rows, form, title), lambda: print_table(rows, title))
+        grid = tabulate_languages(cells, title)
+    else:
+        grid = grid_of(title, cells, [] if args.rows or args.runs else C.files_of(f"sweeps/{title}"))
+    show(grid, fmt, args.out)
+    return 0
 
 
 def _cells_of_runs(words: list[str], overrides: list[str]) -> list[Cell]:
@@ -116,20 +111,22 @@ def cells_of(name: str, overrides: list[str]) -> list[Cell]:
     return cells
 
 
-def folders_of(group: str) -> list[Path]:
-    """Return the shipped folder of conf/ and that of the working directory, which comes last."""
-    return [root / "conf" / group for root in dict.fromkeys((C.shipped_root(), Path.cwd()))]
+def grid_of(title: str, cells: Sequence[Cell], layouts: Sequence[Path]) -> Grid:
+    """Return the table with published values, in the layout of the last of these files of a sweep that has one."""
+    roots = dict.fromkeys((C.shipped_root(), Path.cwd()))  # a file of the working directory replaces a shipped one
+    records = read_papers(root / "conf" / "paper" for root in roots)
+    layout = read_layout(layouts)
+    if layout is not None:
+        return tabulate_layout(cells, layout, records)
+    return tabulate_rows(collect(cells, records=records), title)
 
 
-def _show(out: Path | None, fmt: Format | None, text_of: Callable[[Format], str], print_it: Callable[[], None]) -> int:
-    """Print the table, or write it to a file."""
+def show(grid: Grid, fmt: Format | None, out: Path | None = None) -> None:
+    """Print the table, as text of a format or for the terminal, or write it to a file."""
     if fmt is None:
-        print_it()
-        return 0
-    text = text_of(fmt)
-    if out is None:
-        print(text, end="")
-        return 0
-    write_text(out, text)
-    print(f"wrote {out}")
-    return 0
+        print_grid(grid)
+    elif out is None:
+        print(write_grid(grid, fmt), end="")
+    else:
+        write_text(out, write_grid(grid, fmt))
+        print(f"wrote {out}")

@@ -1,11 +1,11 @@
 """Result files and the tables made from them; reads and writes files only, never imports torch."""
 
 from lowbit.results.collect import Cell, Row, collect
-from lowbit.results.pivot import build_pivot, print_pivot, read_layout, render_pivot
+from lowbit.results.layout import read_layout
 from lowbit.results.published import read_papers
-from lowbit.results.render import FORMATS, Format, format_of
+from lowbit.results.render import FORMATS, Format, Grid, format_of, print_grid, write_grid
 from lowbit.results.run_file import RUN_FILE, SCHEMA, read_run
-from lowbit.results.table import LanguageTable, print_table, provenance, render, to_text
+from lowbit.results.table import tabulate_languages, tabulate_layout, tabulate_rows
 
 __all__ = [
     "FORMATS",
@@ -13,18 +13,16 @@ __all__ = [
     "SCHEMA",
     "Cell",
     "Format",
-    "LanguageTable",
+    "Grid",
     "Row",
-    "build_pivot",
     "collect",
     "format_of",
-    "print_pivot",
-    "print_table",
-    "provenance",
+    "print_grid",
     "read_layout",
     "read_papers",
     "read_run",
-    "render",
-    "render_pivot",
-    "to_text",
+    "tabulate_languages",
+    "tabulate_layout",
+    "tabulate_rows",
+    "write_grid",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from lowbit.results.published import Record, as_teacher, find
 from lowbit.results.run_file import RUN_FILE, finished_run, get
-from lowbit.results.scores import Comparison, Published, compare, std
+from lowbit.results.scores import Published, Scores
 
 TEACHER = "teacher"
 
@@ -40,46 +40,18 @@ class Cell:
         return self._outcome[1]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of a table: the cells that differ only in their seed; `None` where nothing has run.
-
-    `missing` holds the commands of the cells without a value; `damaged` says of some of them which file is to blame.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Row(Scores):
+    """One line of a table: the runs that differ only in their seed, `n` of them; `None` where nothing has run."""
 
     label: str
-    metric: str | None
-    values: list[float]
-    bits: str | None
-    simulated_mb: float | None
-    compression: float | None
-    steps: int | None
-    seconds: float | None
-    n: int
-    expected: int
-    missing: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    bits: str | None = None
+    simulated_mb: float | None = None
+    compression: float | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    n: int = 0
     teacher_id: str | None = None
-    commits: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ()
-    published: Published | None = None
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over the seeds."""
-        return fmean(self.values) if self.values else None
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over the seeds (ddof=1)."""
-        return std(self.values)
-
-    @property
-    def comparison(self) -> Comparison | None:
-        """The mean against the published value, where both are there."""
-        if self.published is None or not self.values or self.metric is None:
-            return None
-        return compare(self.values, self.metric, self.published)
 
     @property
     def status(self) -> str:
@@ -129,11 +101,7 @@ def collect(
                 teachers.add(teacher["id"])
                 published = find(records, as_teacher(run["config"]), metric_of(run))
                 rows.append(_teacher_row(teacher, metric_of(run), published))
-        missing = [cell.command for cell, run in members if run is None]
-        published = find(records, found[0][1]["config"], metric_of(found[0][1])) if found else None
-        row = _student_row(label, [run for _, run in found], missing, metric_of)
-        damaged = [cell.damage for cell, _ in members if cell.damage]
-        rows.append(replace(row, published=published, damaged=damaged))
+        rows.append(_student_row(label, members, metric_of, records))
     return rows
 
 
@@ -182,39 +150,50 @@ def check_comparable(label: str, found: Sequence[_Found]) -> None:
 
 def _teacher_row(teacher: dict[str, Any], metric: str, published: Published | None) -> Row:
     value = teacher["metrics"].get(metric)
-    float_mb = teacher["size"]["float_bytes"] / _MB
     return Row(
         label=TEACHER,
         metric=metric,
         values=[] if value is None else [float(value)],
         bits=teacher["size"].get("bits", "32"),
-        simulated_mb=float_mb,
+        simulated_mb=teacher["size"]["float_bytes"] / _MB,
         compression=1.0,
         steps=teacher["steps"],
         seconds=teacher["seconds"],
         n=1,
-        expected=1,
         teacher_id=teacher["id"],
         published=published,
     )
 
 
-def _student_row(label: str, runs: list[dict[str, Any]], missing: list[str], metric_of: _MetricOf) -> Row:
-    found = [run["metrics"].get(metric_of(run)) for run in runs]
-    teachers = dict.fromkeys(run["teacher"]["id"] for run in runs if run["teacher"] is not None)
-    return Row(
+def _student_row(label: str, members: Sequence[_Member], metric_of: _MetricOf, records: Sequence[Record]) -> Row:
+    runs = [run for _, run in members if run is not None]
+    row = Row(
         label=label,
-        metric=metric_of(runs[0]) if runs else None,
-        values=[float(value) for value in found if value is not None],
-        bits=runs[0]["size"]["bits"] if runs else None,
-        simulated_mb=fmean(run["size"]["simulated_bytes"] for run in runs) / _MB if runs else None,
-        compression=fmean(run["size"]["compression"] for run in runs) if runs else None,
-        steps=round(fmean(run["steps"] for run in runs)) if runs else None,
-        seconds=fmean(run["seconds"] for run in runs) if runs else None,
-        n=len(runs),
-        expected=len(runs) + len(missing),
-        missing=missing,
-        teacher_id=", ".join(teachers) or None,
-        commits=tuple(dict.fromkeys(run.get("commit") or "unknown" for run in runs)),
-        devices=tuple(dict.fromkeys(run.get("device") or "unknown" for run in runs)),
+        expected=len(members),
+        missing=[cell.command for cell, run in members if run is None],
+        damaged=[cell.damage for cell, _ in members if cell.damage],
     )
+    if not runs:
+        return row
+    first, metric = runs[0], metric_of(runs[0])
+    found = [run["metrics"].get(metric_of(run)) for run in runs]
+    return replace(
+        row,
+        metric=metric,
+        values=[float(value) for value in found if value is not None],
+        bits=first["size"]["bits"],
+        simulated_mb=fmean(run["size"]["simulated_bytes"] for run in runs) / _MB,
+        compression=fmean(run["size"]["compression"] for run in runs),
+        steps=round(fmean(run["steps"] for run in runs)),
+        seconds=fmean(run["seconds"] for run in runs),
+        n=len(runs),
+        teacher_id=", ".join(dict.fromkeys(run["teacher"]["id"] for run in runs if run["teacher"])) or None,
+        commits=distinct(run.get("commit") for run in runs),
+        devices=distinct(run.get("device") for run in runs),
+        published=find(records, first["config"], metric),
+    )
+
+
+def distinct(texts: Iterable[str | None]) -> tuple[str, ...]:
+    """Return each commit or device once."""
+    return tuple(dict.fromkeys(text or "unknown" for text in texts))

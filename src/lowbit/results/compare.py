@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lowbit.results.render import Align, Grid, write_csv
+from lowbit.results.render import Align, Grid
 from lowbit.results.run_file import RUN_FILE, read_run
 from lowbit.results.scores import EMPTY, scale_of, score_text, std
 
@@ -200,8 +200,9 @@ def ranked(effects: Sequence[Effect]) -> list[Effect]:
 
 
 def effects_grid(effects: Sequence[Effect], metric: str | None) -> Grid:
-    """Return the table, in the unit of papers."""
+    """Return the table, in the unit of papers; its numbers are in the unit of run.json."""
     scale = scale_of(metric)
+    numbers: list[Sequence[object]] = [_COLUMNS]
     heads = ("slot", "change", (metric or "score").replace("/", " "), "difference", "95 % interval", "reading")
     lines, styles = [], {}
     for number, effect in enumerate(ranked(effects)):
@@ -211,13 +212,15 @@ def effects_grid(effects: Sequence[Effect], metric: str | None) -> Grid:
         mean = EMPTY if effect.mean is None else f"{scale * effect.mean:+.2f}"
         ends = effect.interval
         interval = EMPTY if ends is None else " to ".join(f"{scale * end:+.2f}" for end in ends)
-        is_base = number == 0
-        lines.append([effect.slot, effect.change, score, mean, interval, EMPTY if is_base else effect.reading])
+        reading = "" if number == 0 else effect.reading
+        lines.append([effect.slot, effect.change, score, mean, interval, reading or EMPTY])
+        measured = [metric, n, effect.expected, fmean(effect.scores) if n else None, effect.mean]
+        numbers.append([effect.slot, effect.change, *measured, *(ends or (None, None)), reading])
         styles[number, 5] = {"better": "above", "worse": "below", "not run": "not-run"}.get(effect.reading, "")
     aligned: list[tuple[str, Align]] = [
         (name, "left" if place in (0, 1, 5) else "right") for place, name in enumerate(heads)
     ]
-    return Grid(aligned, lines, styles=styles, groups=frozenset([1]), notes=_notes(effects))
+    return Grid(aligned, lines, styles=styles, groups=frozenset([1]), notes=_notes(effects), numbers=numbers)
 
 
 def _notes(effects: Sequence[Effect]) -> list[str]:
@@ -230,15 +233,3 @@ def _notes(effects: Sequence[Effect]) -> list[str]:
     else:
         notes.append("No interval: give two seeds or more, for example seed=1,2,3.")
     return notes
-
-
-def effects_csv(effects: Sequence[Effect], metric: str | None) -> str:
-    """Return the raw numbers, in the unit of run.json."""
-    lines: list[Sequence[object]] = [_COLUMNS]
-    for place, effect in enumerate(ranked(effects)):
-        mean = fmean(effect.scores) if effect.scores else None
-        low, high = effect.interval or (None, None)
-        reading = "" if place == 0 else effect.reading
-        facts = [effect.slot, effect.change, metric, len(effect.scores), effect.expected]
-        lines.append([*facts, mean, effect.mean, low, high, reading])
-    return write_csv(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
@@ -46,6 +46,7 @@ class Grid:
         groups: Lines before which there is a gap; none before the first.
         notes: What to know about the numbers, a line each.
         commands: Those that fill missing cells.
+        numbers: Lines of the table as CSV, header first, with raw numbers.
     """
 
     heads: Sequence[tuple[str, Align]]
@@ -55,6 +56,7 @@ class Grid:
     groups: frozenset[int] = frozenset()
     notes: Sequence[str] = ()
     commands: Sequence[str] = ()
+    numbers: Sequence[Sequence[object]] = ()
 
 
 def format_of(path: Path) -> Format:
@@ -69,18 +71,14 @@ def format_of(path: Path) -> Format:
 
 
 def write_grid(grid: Grid, fmt: Format) -> str:
-    """Return the table as `md`, `latex` or `html`.
+    """Return the table as text: `md` for GitHub, `latex` with booktabs rules, a page of `html`, `csv` with raw numbers.
 
     Raises:
-        ValueError: `fmt` is none of these; numbers for `csv` are not in a grid.
+        ValueError: `fmt` is none of these.
     """
-    if fmt == "md":
-        return _markdown(grid)
-    if fmt == "latex":
-        return _latex(grid)
-    if fmt == "html":
-        return _html(grid)
-    raise ValueError(f"unknown table format {fmt!r}, choose one of md, latex, html")
+    if fmt not in _WRITERS:
+        raise ValueError(f"unknown table format {fmt!r}, choose one of {', '.join(FORMATS)}")
+    return _WRITERS[fmt](grid)
 
 
 def write_csv(lines: Iterable[Sequence[object]]) -> str:
@@ -162,12 +160,12 @@ def _html(grid: Grid) -> str:
     if grid.commands:
         commands = "\n".join(map(escape, grid.commands))
         lines += ["<p>To fill the missing cells:</p>", f"<pre>{commands}</pre>"]
-    return html_page(grid.title, "table.css", lines)
+    return html_page(grid.title, lines)
 
 
-def html_page(title: str, style: str, body: Sequence[str], head: Sequence[str] = ()) -> str:
-    """Return a page of lines that needs no other file; `style` names a style sheet here, `head` is more of its head."""
-    css = files("lowbit.results").joinpath(style).read_text(encoding="utf-8").rstrip()
+def html_page(title: str, body: Sequence[str], head: Sequence[str] = ()) -> str:
+    """Return a page of lines that needs no other file; `head` is more of its head."""
+    css = files("lowbit.results").joinpath("page.css").read_text(encoding="utf-8").rstrip()
     lines = [
         "<!doctype html>",
         '<html lang="en">',
@@ -187,14 +185,22 @@ def html_page(title: str, style: str, body: Sequence[str], head: Sequence[str] =
     return "\n".join(lines) + "\n"
 
 
+_WRITERS: Mapping[Format, Callable[[Grid], str]] = {
+    "md": _markdown,
+    "csv": lambda grid: write_csv(grid.numbers),
+    "latex": _latex,
+    "html": _html,
+}
 _GAP = 3  # between the columns of a terminal
-_COLORS = {"match": "green", "below": "red", "above": "blue", "not-run": "red"}
+_COLORS = {"match": "green", "done": "green", "below": "red", "not-run": "red", "above": "blue", "partial": "yellow"}
+_SHORT = {"compression": "compr."}
 
 
 def print_grid(grid: Grid, console: Console | None = None) -> None:
     """Print the table, its notes, and the commands that fill the missing cells.
 
-    Columns for which the terminal has no room follow below, with the first column again.
+    Where the terminal is narrow, columns of words fold between words, and columns without room follow below, with the
+    first column again. Numbers stay whole.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -202,19 +208,50 @@ def print_grid(grid: Grid, console: Console | None = None) -> None:
     from rich.text import Text
 
     console = console or Console()
-    widths = [max(map(len, column)) for column in zip([name for name, _ in grid.heads], *grid.lines, strict=True)]
-    for number, block in enumerate(_blocks(widths, console.width)):
+    heads, widths, gap, blocks = _fit(grid, console.width)
+    for number, block in enumerate(blocks):
         title = Text("" if number else grid.title, style="bold")
-        drawn = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+        padding = (0, int(gap == _GAP))
+        drawn = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=padding)
         for place in block:
-            name, align = grid.heads[place]
-            drawn.add_column(Text(name), justify=align, no_wrap=True, min_width=widths[place])
+            drawn.add_column(
+                Text(heads[place]), justify=grid.heads[place][1], min_width=widths[place], max_width=widths[place]
+            )
         for line, texts in enumerate(grid.lines):
             cells = [Text(texts[place], style=_COLORS.get(grid.styles.get((line, place), ""), "")) for place in block]
             drawn.add_row(*cells, end_section=line + 1 in grid.groups)
         # Not cropped: a column that is wider than the terminal is ugly, but keeps every digit.
         console.print(drawn, crop=False)
-    print_notes(grid.notes, grid.commands, console)
+    for note in grid.notes:
+        console.print(Text(note), soft_wrap=True)
+    if grid.commands:
+        console.print(Text("\nTo fill the missing cells:"))
+        for command in grid.commands:
+            # Text and soft wrap: brackets stay brackets, and a copied command stays one line.
+            console.print(Text(f"  {command}"), soft_wrap=True)
+
+
+def _fit(grid: Grid, width: int) -> tuple[list[str], list[int], int, list[list[int]]]:
+    """Return the headers, the widths of the columns, the gap between them, and which columns stand together."""
+    heads = [name for name, _ in grid.heads]
+    columns = list(zip(heads, *grid.lines, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    whole = list(range(len(heads)))
+    if sum(widths) + _GAP * len(widths) <= width:
+        return heads, widths, _GAP, [whole]
+    heads = [_SHORT.get(name, name.replace(" ", "\n", 1)) for name in heads]
+    least = []
+    for head, (_, align), (_, *cells) in zip(heads, grid.heads, columns, strict=True):
+        pieces = [*head.split("\n"), *(cells if align == "right" else " ".join(cells).split())]
+        least.append(max(map(len, pieces)))
+    spare = width - sum(least) - len(least)
+    if spare < 0:
+        return heads, least, _GAP, _blocks(least, width)
+    for place, (_, align) in enumerate(grid.heads):  # the first column, the names, needs the room most
+        added = min(spare, widths[place] - least[place]) if align == "left" else 0
+        least[place] += added
+        spare -= added
+    return heads, least, 1, [whole]
 
 
 def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
@@ -227,16 +264,3 @@ def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
         blocks[-1].append(place)
         taken += needed + _GAP
     return blocks
-
-
-def print_notes(notes: Sequence[str], commands: Sequence[str], console: Console) -> None:
-    """Print what stands below a table."""
-    from rich.text import Text
-
-    for note in notes:
-        console.print(Text(note), soft_wrap=True)
-    if commands:
-        console.print(Text("\nTo fill the missing cells:"))
-        for command in commands:
-            # Text and soft wrap: brackets stay brackets, and a copied command stays one line.
-            console.print(Text(f"  {command}"), soft_wrap=True)

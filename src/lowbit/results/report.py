@@ -320,7 +320,7 @@ def render_report(report: Report) -> str:
     for place, (name, body) in enumerate(sections.items()):
         lines += [f'<section id="s{place}">', f"<h2>{escape(name)}</h2>", *body, "</section>"]
     no_icon = '<link rel="icon" href="data:,">'  # or browsers ask the server for one
-    return html_page(report.title, "report.css", lines, [no_icon])
+    return html_page(report.title, lines, [no_icon])
 
 
 def _paragraphs(texts: Iterable[str], style: str = "") -> list[str]:

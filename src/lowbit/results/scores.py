@@ -102,23 +102,87 @@ def score_of(facts: Mapping[str, Any], score: str) -> float | None:
     return None if value is None else float(value)
 
 
-def describe_comparison(published: Published | None, comparison: Comparison | None) -> list[str]:
-    """The published value, the difference to it and the verdict."""
-    if comparison is None:
-        return [EMPTY if published is None else str(published), EMPTY, EMPTY]
-    return [str(published), f"{comparison.difference:+.2f}", comparison.verdict]
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What is measured and published in one place of a table.
+
+    Attributes:
+        metric: Metric of `values`; None where nothing has run and no layout names it.
+        values: One value per seed that has it.
+        expected: Number of jobs, finished or not.
+        missing: Commands of the jobs without a value.
+        damaged: What is wrong with the files of some of them.
+        commits, devices: Where the runs come from.
+        published: Published value.
+    """
+
+    metric: str | None = None
+    values: Sequence[float] = ()
+    expected: int = 1
+    missing: Sequence[str] = ()
+    damaged: Sequence[str] = ()
+    commits: Sequence[str] = ()
+    devices: Sequence[str] = ()
+    published: Published | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the seeds."""
+        return fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the seeds (ddof=1)."""
+        return std(self.values)
+
+    @property
+    def text(self) -> str:
+        """The mean and, of several seeds, the standard deviation and their number."""
+        return score_text(self.values, self.metric)
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The mean against the published value, where both are there."""
+        if self.published is None or not self.values or self.metric is None:
+            return None
+        return compare(self.values, self.metric, self.published)
+
+    @property
+    def compared(self) -> tuple[str, str, str]:
+        """The published value, the difference to it and the verdict, as text."""
+        published = EMPTY if self.published is None else str(self.published)
+        found = self.comparison
+        return (published, EMPTY, EMPTY) if found is None else (published, f"{found.difference:+.2f}", found.verdict)
+
+    @property
+    def numbers(self) -> list[object]:
+        """The published value, the difference to it and the verdict, as raw numbers in the unit of papers."""
+        value, found = self.published, self.comparison
+        published = [None] * 3 if value is None else [value.low, value.high, value.std]
+        return [*published, *([None] * 3 if found is None else [found.difference, found.tolerance, found.verdict])]
 
 
-def notes_on(published: Sequence[Published]) -> list[str]:
-    """What to know about published values: the rule, their sources, what is assumed."""
-    if not published:
-        return []
-    sources = dict.fromkeys(source for value in published for source in value.sources)
-    assumed = dict.fromkeys(text for value in published for text in value.assumed)
-    notes = [f"{RULE}. A range: sources differ, and the nearer end counts." if _ranges(published) else f"{RULE}."]
-    notes.append("Scores are those of the last weights; papers may report the best on the development set.")
-    notes.append(f"Published: {'; '.join(sources)}.")
-    return [*notes, *(f"Assumed: {text}." for text in assumed)]
+def describe_sources(scores: Sequence[Scores]) -> list[str]:
+    """Return the notes of a table: the rule, the published sources, commits and devices, and files that are damaged."""
+    published = [one.published for one in scores if one.published]
+    notes = []
+    if published:
+        ranges = any(value.low != value.high for value in published)
+        sources = dict.fromkeys(source for value in published for source in value.sources)
+        notes = [
+            f"{RULE}. A range: sources differ, and the nearer end counts." if ranges else f"{RULE}.",
+            "Scores are those of the last weights; papers may report the best on the development set.",
+            f"Published: {'; '.join(sources)}.",
+            *(f"Assumed: {text}." for text in dict.fromkeys(text for value in published for text in value.assumed)),
+        ]
+    commits = list(dict.fromkeys(commit for one in scores for commit in one.commits))
+    devices = list(dict.fromkeys(device for one in scores for device in one.devices))
+    origin = f"{_agreed('commit', commits)}; {_agreed('device', devices)}; {CHECKPOINT}"
+    return [
+        *notes,
+        origin if commits else "no run has finished",
+        *damage_notes(d for one in scores for d in one.damaged),
+    ]
 
 
 def damage_notes(damaged: Iterable[str]) -> list[str]:
@@ -126,23 +190,13 @@ def damage_notes(damaged: Iterable[str]) -> list[str]:
     return [f"Damaged: {message}" for message in dict.fromkeys(damaged)]
 
 
-def _ranges(published: Sequence[Published]) -> bool:
-    return any(value.low != value.high for value in published)
-
-
-def origin(commits: Sequence[str], devices: Sequence[str]) -> str:
-    """Do the same from the commits and devices themselves."""
-    parts = [_agreed("commit", list(dict.fromkeys(commits))), _agreed("device", list(dict.fromkeys(devices)))]
-    return "; ".join([*parts, CHECKPOINT]) if commits else "no run has finished"
-
-
-def _agreed(name: str, values: list[str]) -> str:
+def _agreed(name: str, values: Sequence[str]) -> str:
     # Runs of different commits or devices are still shown, but never as if they were one.
     return f"{name} {values[0]}" if len(values) == 1 else f"{name}s differ: {', '.join(values)}"
 
 
 def score_text(values: Sequence[float], metric: str | None) -> str:
-    """The same of the values themselves."""
+    """Return the mean and, of several values, the standard deviation; times 100 where papers print it so."""
     if not values:
         return EMPTY
     mean, spread, scale = fmean(values), std(values), scale_of(metric)
@@ -156,10 +210,3 @@ def decimals(value: float, digits: int) -> int:
     if value == 0 or not math.isfinite(value):
         return digits - 1
     return max(0, digits - 1 - math.floor(math.log10(abs(value))))
-
-
-def numbers_of(published: Published | None, comparison: Comparison | None) -> list[object]:
-    """The published value and the difference to it as raw numbers in the unit of papers, and the verdict."""
-    values = [None] * 3 if published is None else [published.low, published.high, published.std]
-    judged = [None] * 3 if comparison is None else [comparison.difference, comparison.tolerance, comparison.verdict]
-    return [*values, *judged]

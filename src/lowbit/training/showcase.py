@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lowbit.modeling import Instrument
 from lowbit.quantizers import WeightSite, weight_sites
-from lowbit.results import Cell, collect, to_text
+from lowbit.results import Cell, collect, tabulate_rows
 from lowbit.results.report import Histogram, loss_curves
 from lowbit.training.loggers import MetricsFile, TensorBoardRun, WandbRun
 
@@ -31,9 +31,9 @@ def show_result(
         return
     step = max(result["steps"] - 1, 0)
     sites = list(weight_sites(instrument.model))
-    head, *lines = to_text(collect([Cell(folder, {}, "")]))
+    grid = tabulate_rows(collect([Cell(folder, {}, "")]))
     tables: dict[str, tuple[list[str], list[list[Any]]]] = {
-        "tables/result": (head, lines),
+        "tables/result": ([name for name, _ in grid.heads], [list(line) for line in grid.lines]),
         "tables/layers": (list(_LAYER_COLUMNS), [_layer(site) for site in sites]),
     }
     rows = next((logger.rows for logger in loggers if isinstance(logger, MetricsFile)), [])

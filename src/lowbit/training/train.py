@@ -27,10 +27,11 @@ from lowbit.results import (
     RUN_FILE,
     SCHEMA,
     Cell,
-    LanguageTable,
     collect,
-    print_table,
+    print_grid,
     read_run,
+    tabulate_languages,
+    tabulate_rows,
 )
 from lowbit.results.run_file import (
     ERROR_FILE,
@@ -86,9 +87,9 @@ def train(cfg: DictConfig, config: Config) -> float | None:
         if under_agent():
             _tell_agent(run, finished)
     cells = [Cell(run.folder, {}, "")]
-    print_table(collect(cells), title=f"{config.name}/{run.id}")
+    print_grid(tabulate_rows(collect(cells), f"{config.name}/{run.id}"))
     if finished["primary_metric"].startswith("val_mean/"):
-        LanguageTable(cells).print("by language")
+        print_grid(tabulate_languages(cells, "by language"))
     return float(finished["metrics"][finished["primary_metric"]])
 
 
