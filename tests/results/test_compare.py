@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lowbit.results.compare import ABSENT, Difference, differences, find_run, load_run
+from lowbit.results.compare import ABSENT, Difference, differences
+from lowbit.results.selection import find_run
 
 STORED = Path(__file__).parents[1] / "fixtures" / "runs"
 IDS = {"digits/ternarybert/3fa10000beef": "ternarybert-w2a8-1", "digits/ti_g/3fa2111122ff": "ti_g-w2a8-1"}
@@ -25,7 +26,7 @@ def outputs(tmp_path: Path) -> Path:
 def test_word_for_a_run(word: str, outputs: Path) -> None:
     """A unique beginning of its id, of its path, its folder or its file."""
     folder = outputs / "runs" / "digits" / "ti_g" / "3fa2111122ff"
-    assert find_run(outputs, word.format(folder)) == folder
+    assert find_run(outputs, word.format(folder))[0] == folder
 
 
 @pytest.mark.parametrize(
@@ -89,14 +90,8 @@ def test_differences_by_section() -> None:
 
 def test_differences_of_stored_runs(outputs: Path) -> None:
     """Two methods at one bit width."""
-    left, right = (load_run(outputs / "runs" / place) for place in IDS)
+    left, right = (find_run(outputs, place)[1] for place in IDS)
     found = {name: [each.key for each in section] for name, section in differences(left, right).items()}
     assert found["config"] == ["method.name", "method.losses.maps.weight"]
     assert found["metrics"] == ["val/accuracy", "test/accuracy"]
     assert found["size"] == found["cost"] == found["teacher"] == []
-
-
-def test_folder_without_a_run(tmp_path: Path) -> None:
-    """As for an id, one line."""
-    with pytest.raises(ValueError, match=r"no run\.json"):
-        load_run(tmp_path)

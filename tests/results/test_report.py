@@ -9,8 +9,17 @@ import pytest
 
 from lowbit.files import sha256
 from lowbit.results import collect, tabulate_rows
-from lowbit.results.figures import Series, draw_histograms, draw_series, to_pixels, to_svg
-from lowbit.results.report import Histogram, LayerFacts, Report, SiteFacts, groups_of, read_curves, render_report
+from lowbit.results.figures import draw_histograms, draw_series, to_pixels, to_svg
+from lowbit.results.report import (
+    Histogram,
+    LayerFacts,
+    Report,
+    Series,
+    SiteFacts,
+    groups_of,
+    read_curves,
+    render_report,
+)
 
 METRICS = """stage,step,train/loss,train/logits,train/scores,train/lr,phase/context,phase/probs,val/accuracy
 intervene,9,3,0.5,2.0,0.1,1,0,

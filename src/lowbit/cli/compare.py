@@ -9,7 +9,8 @@ from typing import Any
 
 from lowbit.cli.verbs import AddVerb
 from lowbit.config import compose as C
-from lowbit.results.compare import ABSENT, Difference, differences, find_run, load_run
+from lowbit.results.compare import ABSENT, Difference, differences
+from lowbit.results.selection import find_run
 
 _MEASURED = ("metrics", "size", "cost", "teacher")
 _RUN = "a run's id or the first digits of it, or the run's folder"
@@ -29,22 +30,19 @@ def add(verb: AddVerb) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     outputs = Path(C.compose(args.overrides).paths.outputs)
-    folders, problems = [], []
+    found, problems = [], []
     for word in (args.left, args.right):
         try:
-            folders.append(find_run(outputs, word))
+            found.append(find_run(outputs, word))
         except ValueError as error:
             problems.append(str(error))
     if problems:
         raise ValueError("\n".join(problems))
-    left, right = map(load_run, folders)
-    print(f"left   {folders[0]}")
-    print(f"right  {folders[1]}")
-    sections = {name: found for name, found in differences(left, right).items() if found}
-    for name, found in sections.items():
-        print(f"\n{name}")
-        for line in _lines(found, changes=name in _MEASURED):
-            print(line)
+    (left_folder, left), (right_folder, right) = found
+    print(f"left   {left_folder}\nright  {right_folder}")
+    sections = {name: section for name, section in differences(left, right).items() if section}
+    for name, section in sections.items():
+        print("\n".join(["", name, *_lines(section, changes=name in _MEASURED)]))
     if not sections:
         print("no difference")
     return 0
@@ -60,7 +58,8 @@ def _lines(found: Sequence[Difference], *, changes: bool) -> list[str]:
             lines.append([f"  {head}"])
         group = head if rest else ""
         key = f"    {rest}" if rest else f"  {head}"
-        lines.append([key, _text(each.left), _text(each.right), _change(each.change) if changes else ""])
+        change = f"{each.change:+.6g}" if changes and each.change is not None else ""
+        lines.append([key, _text(each.left), _text(each.right), change])
     widths = [max(map(len, column)) for column in zip(*(line for line in lines if len(line) > 1), strict=True)]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
@@ -71,7 +70,3 @@ def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
     return f"{value:.6g}" if isinstance(value, float) else "-" if value == ABSENT else str(value)
-
-
-def _change(change: float | None) -> str:
-    return "" if change is None else f"{change:+.6g}"

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from lowbit.results.render import Align, Grid
-from lowbit.results.run_file import RUN_FILE, read_run
 from lowbit.results.scores import EMPTY, scale_of, score_text, std
 
 ABSENT = "(none)"
-_SHOWN = 8
 _COSTS = ("steps", "seconds")
 _CIRCUMSTANCES = ("status", "sweep", "device", "threads", "commit", "started", "finished")
 
@@ -35,43 +32,6 @@ class Difference:
         return None if flags or len(numbers) < 2 else numbers[1] - numbers[0]
 
 
-def find_run(outputs: Path, word: str) -> Path:
-    """Return the folder of a run: `word` is that folder or its run.json, or begins a run id, or `DATA/METHOD/ID`.
-
-    Raises:
-        ValueError: no run or several are meant, or the run has not finished.
-    """
-    given = Path(word).expanduser()
-    if given.name == RUN_FILE and given.is_file():
-        return given.parent
-    if (given / RUN_FILE).is_file():
-        return given
-    runs = outputs / "runs"
-    if given.is_dir():
-        raise ValueError(f"{word}: no {RUN_FILE} in this folder: it is no run's, or the run has not finished")
-    known = sorted(path.parent for path in runs.rglob(RUN_FILE))
-    found = [folder for folder in known if _is_meant(folder, runs, word)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"{word}: {len(found)} runs begin so: {_listed(found, runs)}. Give more of the id.")
-    begun = [path for path in runs.rglob(f"{'[0-9a-f]' * 12}") if path.is_dir() and _is_meant(path, runs, word)]
-    if begun:
-        raise ValueError(f"{word}: {_listed(begun, runs)} has not finished: it has no {RUN_FILE} yet")
-    there = f"Finished runs: {_listed(known, runs)}." if known else "No run has finished there."
-    raise ValueError(
-        f"{word}: no such run below {runs}, and no such folder; paths.outputs=DIR looks elsewhere. {there}"
-    )
-
-
-def load_run(folder: Path) -> dict[str, Any]:
-    """Return the run.json of a folder that `find_run` has found."""
-    run = read_run(folder)
-    if run is None:
-        raise ValueError(f"{folder}: no {RUN_FILE}")
-    return run
-
-
 def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, list[Difference]]:
     """Return what differs between two runs (contents of run.json), by section; a section may be empty.
 
@@ -89,16 +49,6 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, 
     return {name: list(_differing(a, b)) for name, (a, b) in sections.items()}
 
 
-def _is_meant(folder: Path, runs: Path, word: str) -> bool:
-    return folder.name.startswith(word) or folder.relative_to(runs).as_posix().startswith(word)
-
-
-def _listed(folders: list[Path], runs: Path) -> str:
-    names = [folder.relative_to(runs).as_posix() for folder in folders]
-    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join([*names[:_SHOWN], *more])
-
-
 def _chosen(run: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: run[key] for key in keys if key in run}
 
@@ -114,7 +64,7 @@ def _differing(left: Any, right: Any, key: str = "") -> Iterator[Difference]:
 
 
 def _items(value: Any) -> dict[str, Any] | None:
-    """Return what is in a mapping, or in a list of more than plain values, by name; None of anything else."""
+    """Return the items of a mapping, or of a list of more than plain values, by name; None for anything else."""
     if isinstance(value, Mapping):
         return {str(name): item for name, item in value.items()}
     if isinstance(value, list) and any(isinstance(item, Mapping | list) for item in value):
@@ -138,13 +88,11 @@ _COLUMNS = ("slot", "change", "metric", "n", "expected", "mean", "difference", "
 
 @dataclass(frozen=True)
 class Effect:
-    """One arm of an ablation.
+    """One arm of an ablation: what changes (`slot`) and how (`change`).
 
     Attributes:
-        slot: What is changed.
-        change: How.
-        expected: Jobs.
-        scores: Those of the finished ones.
+        expected: Number of jobs.
+        scores: Scores of the finished jobs.
         differences: Score minus that of the recipe, for every seed that both have.
     """
 
@@ -203,7 +151,9 @@ def effects_grid(effects: Sequence[Effect], metric: str | None) -> Grid:
     """Return the table, in the unit of papers; its numbers are in the unit of run.json."""
     scale = scale_of(metric)
     numbers: list[Sequence[object]] = [_COLUMNS]
-    heads = ("slot", "change", (metric or "score").replace("/", " "), "difference", "95 % interval", "reading")
+    score_head = (metric or "score").replace("/", " ")
+    words: list[tuple[str, Align]] = [("slot", "left"), ("change", "left")]
+    measures: list[tuple[str, Align]] = [(name, "right") for name in (score_head, "difference", "95 % interval")]
     lines, styles = [], {}
     for number, effect in enumerate(ranked(effects)):
         n = len(effect.scores)
@@ -217,19 +167,20 @@ def effects_grid(effects: Sequence[Effect], metric: str | None) -> Grid:
         measured = [metric, n, effect.expected, fmean(effect.scores) if n else None, effect.mean]
         numbers.append([effect.slot, effect.change, *measured, *(ends or (None, None)), reading])
         styles[number, 5] = {"better": "above", "worse": "below", "not run": "not-run"}.get(effect.reading, "")
-    aligned: list[tuple[str, Align]] = [
-        (name, "left" if place in (0, 1, 5) else "right") for place, name in enumerate(heads)
-    ]
-    return Grid(aligned, lines, styles=styles, groups=frozenset([1]), notes=_notes(effects), numbers=numbers)
+    return Grid(
+        [*words, *measures, ("reading", "left")],
+        lines,
+        styles=styles,
+        groups=frozenset([1]),
+        notes=_notes(effects),
+        numbers=numbers,
+    )
 
 
 def _notes(effects: Sequence[Effect]) -> list[str]:
     n = sum(effect.interval is not None for effect in effects)
-    notes = ["Difference: mean over the seeds of the variant's score minus that of the recipe with the same seed."]
-    if n:
-        notes.append(
-            f"Of {n} such 95 % intervals about {n * (1 - CONFIDENCE):.1f} miss 0 even if no change has an effect."
-        )
-    else:
-        notes.append("No interval: give two seeds or more, for example seed=1,2,3.")
-    return notes
+    missed = f"Of {n} such 95 % intervals about {n * (1 - CONFIDENCE):.1f} miss 0 even if no change has an effect."
+    return [
+        "Difference: mean over the seeds of the variant's score minus that of the recipe with the same seed.",
+        missed if n else "No interval: give two seeds or more, for example seed=1,2,3.",
+    ]

@@ -7,7 +7,6 @@ import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from lowbit.results.report import Histogram, Point
+    from lowbit.results.report import Histogram, Point, Series
 
 # Okabe and Ito's palette without its yellow, which white paper swallows. Markers and dashes repeat at another rate
 # than the colors do, so that series differ in print without color, too.
@@ -43,17 +42,6 @@ _RC: dict[Any, Any] = {  # typed as an open dict: matplotlib's own type lists ev
     "legend.frameon": False,
     "legend.fontsize": 16,
 }
-
-
-@dataclass(frozen=True)
-class Series:
-    """A line, or a cloud of points; `style` is the number of its color, marker and dash."""
-
-    name: str
-    points: Sequence[Point]
-    style: int
-    line: bool = True
-    dots: bool = True
 
 
 @rc_context(_RC)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowbit.files import DamagedFileError, sha256_of
 from lowbit.results.collect import TEACHER, Cell, group_cells
@@ -16,14 +16,22 @@ from lowbit.results.render import OPEN_TABLE, Grid, html_page, html_table
 from lowbit.results.run_file import METRICS_FILE, RUN_FILE, read_rows, remedy
 from lowbit.results.scores import EMPTY, scale_of
 
-if TYPE_CHECKING:
-    from lowbit.results.figures import Series
-
 Point = tuple[float, float]
 
-_NOT_TERMS = ("lr", "lr_scales")
+_NOT_TERMS = ("_percent", "_ratio")  # of what is logged with the loss, and the learning rates
 _OPEN_PANELS = 12  # further loss curves are folded
 _WIDE = 4.0  # an axis whose values differ by more than this factor is logarithmic
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line, or a cloud of points; `style` is the number of its color, marker and dash."""
+
+    name: str
+    points: Sequence[Point]
+    style: int
+    line: bool = True
+    dots: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,9 +112,6 @@ def groups_of(cells: Iterable[Cell]) -> list[Group]:
     return [Group(label, tuple(cell for cell, _ in members)) for label, members in group_cells(cells)]
 
 
-# --- curves ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Curves:
     """What metrics.csv holds of one run.
@@ -160,7 +165,11 @@ def loss_curves(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Point
     """
     trained = [row for row in rows if "train/loss" in row]
     names = dict.fromkeys(key.removeprefix("train/") for row in trained for key in row if key.startswith("train/"))
-    terms = {name: _points(trained, f"train/{name}") for name in names if _is_term(name)}
+    terms = {
+        name: _points(trained, f"train/{name}")
+        for name in names
+        if name not in ("lr", "lr_scales") and not name.endswith(_NOT_TERMS)
+    }
     parts: list[tuple[float, str]] = []
     before = None
     for row in trained:
@@ -173,46 +182,14 @@ def loss_curves(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Point
     return terms, parts
 
 
-def _is_term(name: str) -> bool:
-    return name not in _NOT_TERMS and not name.endswith(("_percent", "_ratio"))
-
-
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
     return [(float(row["step"]), float(row[key])) for row in rows if key in row]
-
-
-# --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def _figure(series: Sequence[Series], title: str, x: str, y: str, **options: Any) -> str:
     from lowbit.results.figures import draw_series, to_svg
 
     return f"<figure>{to_svg(draw_series(series, x, y, **options), title)}</figure>"
-
-
-def _score_figures(groups: Sequence[Group]) -> list[str]:
-    """Return the scores against size and against steps; each metric has its own panels."""
-    from lowbit.results.figures import Series
-
-    parts = []
-    for metric in dict.fromkeys(group.metric for group in groups if group.metric is not None):
-        mine = [(style, group) for style, group in enumerate(groups) if group.metric == metric]
-        sizes = [Series(group.label, _sizes(group), style, line=False) for style, group in mine]
-        teachers = _teachers([group for _, group in mine], metric)
-        if teachers:
-            sizes.append(Series(TEACHER, teachers, len(groups), line=False))
-        evaluated = [Series(group.label, _evaluations(group), style) for style, group in mine]
-        checked = validation_metric(mine[0][1].finished[0][1]).replace("/", " ")
-        spoken, unit = metric.replace("/", " "), ", %" if scale_of(metric) != 1 else ""
-        values = [size for one in sizes for size, _ in one.points if size > 0]
-        log_x = bool(values) and max(values) > _WIDE * min(values)
-        parts += [
-            '<div class="panels">',
-            _figure(sizes, f"{spoken} against size", "MB", f"{spoken}{unit}", log_x=log_x),
-            _figure(evaluated, f"{checked} against steps", "step", f"{checked}{unit}"),
-            "</div>",
-        ]
-    return parts
 
 
 def _sizes(group: Group) -> list[Point]:
@@ -240,41 +217,6 @@ def _evaluations(group: Group) -> list[Point]:
         if metric in stage["metrics"]:
             found.setdefault(float(done - 1), scale_of(metric) * float(stage["metrics"][metric]))
     return sorted(found.items())
-
-
-def _loss_figures(groups: Sequence[Group]) -> tuple[list[str], list[str]]:
-    """Return a figure for the first finished run of each group, and which files cannot be read."""
-    from lowbit.results.figures import Series
-
-    first = [(group.label, *group.finished[0]) for group in groups if group.finished]
-    found = [(label, read_curves(cell.run_dir, run)) for label, cell, run in first]
-    damaged = [f"{label}: {curves.damage}" for label, curves in found if curves.damage]
-    styles = {name: style for style, name in enumerate(dict.fromkeys(n for _, curves in found for n in curves.terms))}
-    figures = []
-    for label, curves in found:
-        if curves.terms:
-            series = [Series(name, points, styles[name], dots=False) for name, points in curves.terms.items()]
-            drawn = _figure(series, f"Loss terms of {label}", "step", "loss", log_y=True, marks=curves.parts)
-            figures.append(drawn.replace("<figure>", f"<figure><figcaption>{escape(label)}</figcaption>"))
-    return figures, damaged
-
-
-def _hidden_figure(groups: Sequence[Group], facts: Mapping[str, LayerFacts]) -> list[str]:
-    """Return the error of each layer's output against the teacher, by layer."""
-    from lowbit.results.figures import Series
-
-    series = [
-        Series(group.label, [(float(layer), error) for layer, error in enumerate(facts[group.label].hidden)], style)
-        for style, group in enumerate(groups)
-        if group.label in facts and facts[group.label].hidden
-    ]
-    if not series:
-        return []
-    figure = _figure(series, "Error of layer outputs against the teacher", "layer", "relative error")
-    return [f'<div class="panels">{figure}</div>']
-
-
-# --- page ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -341,44 +283,82 @@ def _table(report: Report) -> list[str]:
 
 
 def _scores(report: Report) -> list[str]:
+    """Return the scores against size and against steps; each metric has its own panels."""
     text = (
         "Size: every finished run, in MB of packed weights; the teacher's are at 32 bits. Steps: the first finished "
         "seed of each row, evaluated after each stage and every trainer.eval_every steps. Points that would "
         "cover each other stand side by side."
     )
-    return [*_paragraphs([text], "soft"), *_score_figures(report.groups)]
+    body = _paragraphs([text], "soft")
+    for metric in dict.fromkeys(group.metric for group in report.groups if group.metric is not None):
+        mine = [(style, group) for style, group in enumerate(report.groups) if group.metric == metric]
+        sizes = [Series(group.label, _sizes(group), style, line=False) for style, group in mine]
+        teachers = _teachers([group for _, group in mine], metric)
+        if teachers:
+            sizes.append(Series(TEACHER, teachers, len(report.groups), line=False))
+        evaluated = [Series(group.label, _evaluations(group), style) for style, group in mine]
+        checked = validation_metric(mine[0][1].finished[0][1]).replace("/", " ")
+        name, unit = metric.replace("/", " "), ", %" if scale_of(metric) != 1 else ""
+        values = [size for one in sizes for size, _ in one.points if size > 0]
+        log_x = bool(values) and max(values) > _WIDE * min(values)
+        figures = [
+            _figure(sizes, f"{name} against size", "MB", f"{name}{unit}", log_x=log_x),
+            _figure(evaluated, f"{checked} against steps", "step", f"{checked}{unit}"),
+        ]
+        body += _panels(figures)
+    return body
+
+
+def _panels(figures: Iterable[str]) -> list[str]:
+    return ['<div class="panels">', *figures, "</div>"]
 
 
 def _losses(report: Report) -> list[str]:
-    panels, damaged = _loss_figures(report.groups)
-    notes = _paragraphs(damaged, "below")
-    if not panels:
+    """Return the loss terms of the first finished run of each group, and which files cannot be read."""
+    first = [(group.label, *group.finished[0]) for group in report.groups if group.finished]
+    found = [(label, read_curves(cell.run_dir, run)) for label, cell, run in first]
+    notes = _paragraphs([f"{label}: {curves.damage}" for label, curves in found if curves.damage], "below")
+    styles = {name: style for style, name in enumerate(dict.fromkeys(n for _, curves in found for n in curves.terms))}
+    figures = []
+    for label, curves in found:
+        if curves.terms:
+            series = [Series(name, points, styles[name], dots=False) for name, points in curves.terms.items()]
+            drawn = _figure(series, f"Loss terms of {label}", "step", "loss", log_y=True, marks=curves.parts)
+            figures.append(drawn.replace("<figure>", f"<figure><figcaption>{escape(label)}</figcaption>"))
+    if not figures:
         return notes or _paragraphs(["No run has left its metrics.csv here."])
     text = (
         "Terms as logged, before their weights, of the first finished seed of each row. Numbers mark the beginning of "
         "a stage, or of a phase in which tensors of the teacher stand in for the student's."
     )
-    shown = [*notes, *_paragraphs([text], "soft"), '<div class="panels">', *panels[:_OPEN_PANELS], "</div>"]
-    folded = panels[_OPEN_PANELS:]
+    shown = [*notes, *_paragraphs([text], "soft"), *_panels(figures[:_OPEN_PANELS])]
+    folded = figures[_OPEN_PANELS:]
     if folded:
-        summary = f"<summary>{len(folded)} more</summary>"
-        shown += [f'<details>{summary}<div class="panels">', *folded, "</div></details>"]
+        shown += [f"<details><summary>{len(folded)} more</summary>", *_panels(folded), "</details>"]
     return shown
 
 
 def _layers(report: Report) -> list[str]:
-    notes = [f"{label}: {facts.note}" for label, facts in report.facts.items() if facts.note]
+    """Return the error of each layer's output against the teacher, and that of each quantized weight."""
     body = _paragraphs([report.note])
-    outputs = _hidden_figure(report.groups, report.facts)
+    outputs = [
+        Series(group.label, list(enumerate(facts.hidden)), style)
+        for style, group in enumerate(report.groups)
+        if (facts := report.facts.get(group.label)) is not None and facts.hidden
+    ]
     if outputs:
         rows = max(facts.rows for facts in report.facts.values())
         text = f"Outputs: |h - h(teacher)| / |h(teacher)| of each layer on the first {rows} evaluation rows."
-        body += [*_paragraphs([text], "soft"), *outputs]
+        figure = _figure(outputs, "Error of layer outputs against the teacher", "layer", "relative error")
+        body += [*_paragraphs([text], "soft"), *_panels([figure])]
     sites = {label: {site.name: site for site in facts.sites} for label, facts in report.facts.items() if facts.sites}
     if sites:
         text = "Weights: |Q(w) - w| / |w| of each quantized weight, first finished seed of each row."
         body += [*_paragraphs([text], "soft"), *_errors(sites)]
-    return [*body, *_paragraphs(notes, "soft")]
+    return [
+        *body,
+        *_paragraphs([f"{label}: {facts.note}" for label, facts in report.facts.items() if facts.note], "soft"),
+    ]
 
 
 def _errors(sites: Mapping[str, Mapping[str, SiteFacts]]) -> list[str]:
@@ -422,7 +402,7 @@ def _weights(report: Report) -> list[str]:
         "common bins, heights as the square root of the share, each to its own scale."
     )
     figures = [f"<figure>{to_svg(draw_histograms([one]), one.name)}</figure>" for one in facts.histograms]
-    return [*_paragraphs([text], "soft"), '<div class="panels">', *figures, "</div>"]
+    return [*_paragraphs([text], "soft"), *_panels(figures)]
 
 
 def _commands(report: Report) -> list[str]:

@@ -15,13 +15,13 @@ from lowbit.config.identity import NOT_IDENTITY
 from lowbit.config.problems import nearest
 from lowbit.results.collect import Cell
 from lowbit.results.compare import flat
-from lowbit.results.run_file import RUN_FILE, finished_run, get
+from lowbit.results.run_file import RUN_FILE, finished_run, get, read_run
 
 COLUMNS = ("id", "name", "method", "data", "bits", "seed", "score", "state", "when")
 _ID = re.compile("[0-9a-f]{12}")
 # What names a choice comes first, so that a row is called by it and not by what follows from it.
 _NAMES = ("data.name", "model.name", "method.name", "quantizer.name", "estimator.name", "correction.name")
-_SHOWN = 8  # values in a message
+_SHOWN = 8  # values or runs in a message
 _NOT_LABELS = ("seed", *NOT_IDENTITY)
 
 
@@ -155,6 +155,40 @@ def _equal(actual: str | None, wanted: str) -> bool:
         return False
 
 
+def find_run(outputs: Path, word: str) -> tuple[Path, dict[str, Any]]:
+    """Return folder and run.json of one run: `word` is its folder or run.json, or begins its id, or `DATA/METHOD/ID`.
+
+    Raises:
+        ValueError: no run or several are meant, or the run has not finished, or its file is damaged.
+    """
+    given = Path(word).expanduser()
+    given = given.parent if given.name == RUN_FILE else given
+    if given.is_dir():
+        run = read_run(given)
+        if run is None:
+            raise ValueError(f"{word}: no {RUN_FILE} in this folder: it is no run's, or the run has not finished")
+        return given, run
+    names = {folder.relative_to(outputs / "runs").as_posix(): folder for folder in sorted(_folders(outputs / "runs"))}
+    meant = [name for name, folder in names.items() if name.startswith(word) or folder.name.startswith(word)]
+    finished = [name for name in names if (names[name] / RUN_FILE).is_file()]
+    found = [name for name in meant if name in finished]
+    if len(found) > 1:
+        raise ValueError(f"{word}: {len(found)} runs begin so: {_listed(found)}. Give more of the id.")
+    if found and (run := read_run(names[found[0]])) is not None:
+        return names[found[0]], run
+    if meant:
+        raise ValueError(f"{word}: {_listed(meant)} has not finished: it has no {RUN_FILE} yet")
+    there = f"Finished runs: {_listed(finished)}." if finished else "No run has finished there."
+    raise ValueError(
+        f"{word}: no such run below {outputs / 'runs'}, and no such folder; paths.outputs=DIR looks elsewhere. {there}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*names[:_SHOWN], *more])
+
+
 def cells_of_runs(found: Iterable[Found]) -> list[Cell]:
     """Return cells of a table, labelled by as few settings as tell all runs apart but for their seeds."""
     runs = list(found)
@@ -169,12 +203,12 @@ def cells_of_runs(found: Iterable[Found]) -> list[Cell]:
             for label, config in zip(labels, configs, strict=True):
                 label[key] = str(config.get(key))
     known = iter(labels)  # a damaged run is called by the name of its folder
-    return [_cell(one, {"method": one.name} if one.run is None else next(known)) for one in runs]
-
-
-def _cell(found: Found, label: dict[str, str]) -> Cell:
-    command = f"lowbit ls runs --filter id={found.folder.name}"
-    return Cell(found.folder, {**label, "seed": found.facts.get("seed", "")}, command)
+    cells = []
+    for one in runs:
+        label = {"method": one.name} if one.run is None else next(known)
+        command = f"lowbit ls runs --filter id={one.folder.name}"
+        cells.append(Cell(one.folder, {**label, "seed": one.facts.get("seed", "")}, command))
+    return cells
 
 
 def _is_no_label(key: str) -> bool:

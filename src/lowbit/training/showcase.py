@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lowbit.modeling import Instrument
 from lowbit.quantizers import WeightSite, weight_sites
 from lowbit.results import Cell, collect, tabulate_rows
-from lowbit.results.report import Histogram, loss_curves
+from lowbit.results.report import Histogram, Series, loss_curves
 from lowbit.training.loggers import MetricsFile, TensorBoardRun, WandbRun
 
 _LAYER_COLUMNS = ("layer", "shape", "quantizer", "bits", "float_kb", "packed_kb", "relative_error", "zeros_percent")
@@ -81,7 +81,7 @@ def _histogram(site: WeightSite) -> Histogram:
 
 def _figures(rows: Sequence[Mapping[str, Any]], sites: Sequence[WeightSite]) -> dict[str, NDArray[np.uint8]]:
     """Return pictures of the loss and its terms over the recipe's steps, and of weights before and after."""
-    from lowbit.results.figures import Series, draw_histograms, draw_series, to_pixels
+    from lowbit.results.figures import draw_histograms, draw_series, to_pixels
 
     terms, parts = loss_curves(rows)
     series = [Series(name, points, style, dots=False) for style, (name, points) in enumerate(terms.items())]
