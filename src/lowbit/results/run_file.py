@@ -16,6 +16,14 @@ from lowbit.files import DamagedFileError, is_alive, read_json, write_json
 
 SCHEMA = 1
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+HOLDER_FILE = "holder.json"
+ERROR_FILE = "error.log"
+METRICS_FILE = "metrics.csv"
+LOG_FILE = "job.log"  # what the job of a sweep prints
+ATTEMPT_FILE = "attempt.json"
+PROGRESS_FILE = "progress.json"
+STAGE_FILE = "stage.json"  # of a finished stage, in the stage's folder
 
 # What the tables read; a file that lacks one of these cannot become a row.
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
@@ -47,7 +55,7 @@ def read_run(run_dir: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} cannot be read ({error.strerror or error}). Make it readable.") from error
     problem = _problem(payload)
     if problem is not None:
-        raise ValueError(_message(path, problem))
+        raise ValueError(f"{path} {problem}. Delete that file and run the same command again to rewrite it.")
     run: dict[str, Any] = payload
     return run
 
@@ -63,13 +71,7 @@ def finished_run(run_dir: Path) -> tuple[dict[str, Any] | None, str]:
 
 def remedy(run_dir: Path) -> str:
     """Return what to do about a file of a finished run, or of its teacher, that is damaged or missing."""
-    return (
-        f"Delete {run_dir / RUN_FILE} and run its command again, twice if it says so: it makes anew what is not whole."
-    )
-
-
-def _message(path: Path, problem: str) -> str:
-    return f"{path} {problem}. Delete that file and run the same command again to rewrite it."
+    return f"Delete {run_dir / RUN_FILE} and run its command again, twice if it says so: it repairs what is not whole."
 
 
 def _problem(payload: Any) -> str | None:
@@ -81,9 +83,9 @@ def _problem(payload: Any) -> str | None:
     missing = [key for key in _REQUIRED if key not in payload]
     if missing:
         return f"lacks {', '.join(missing)}"
-    wrong = [key for key, kind in _REQUIRED.items() if not isinstance(payload[key], kind)]
+    wrong = [f"{key}={payload[key]!r}" for key, kind in _REQUIRED.items() if not isinstance(payload[key], kind)]
     if wrong:
-        return "has values of the wrong type: " + ", ".join(f"{key}={payload[key]!r}" for key in wrong)
+        return f"has values of the wrong type: {', '.join(wrong)}"
     missing = [f"size.{key}" for key in _REQUIRED_SIZE if key not in payload["size"]]
     if payload["teacher"] is not None:
         missing += missing_of_teacher(payload["teacher"])
@@ -110,21 +112,8 @@ def get(config: Mapping[str, Any], dotted: str) -> Any:
     return node
 
 
-LOCK_FILE = ".lock"
-HOLDER_FILE = "holder.json"
-ERROR_FILE = "error.log"
-METRICS_FILE = "metrics.csv"
-LOG_FILE = "job.log"  # what the job of a sweep prints
-ATTEMPT_FILE = "attempt.json"
-PROGRESS_FILE = "progress.json"
-STAGE_FILE = "stage.json"  # of a finished stage, in the stage's folder
-
-
-_PLAIN: dict[Any, Any] = {
-    float: (int, float),
-    dict[str, float]: dict,
-    dict[str, str]: dict,
-}  # what JSON makes of the fields' types
+# What JSON makes of the fields' types.
+_PLAIN: dict[Any, Any] = {float: (int, float), dict[str, float]: dict, dict[str, str]: dict}
 _Record = TypeVar("_Record", "Attempt", "Progress", "Holder", "StageRecord")
 
 
@@ -198,8 +187,9 @@ def read_stage(folder: Path) -> StageRecord | None:
         return None
     record = _made(content, StageRecord)
     if record is None:
-        remedy = "Delete that file and run the same command again."
-        raise DamagedFileError(path, f"{path} is not the record of a stage", remedy)
+        raise DamagedFileError(
+            path, f"{path} is not the record of a stage", "Delete that file and run the same command again."
+        )
     return record
 
 
