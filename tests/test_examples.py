@@ -55,3 +55,14 @@ def test_a_callback_of_the_users_own_logs_what_it_measures(tmp_path: Path):
     run("own_callback", ["lowbit ls callbacks", command], tmp_path)
     metrics = next(tmp_path.glob("outputs/runs/*/*/*/metrics.csv")).read_text()
     assert "drift/blocks.0.attn.qkv.weight" in metrics.splitlines()[0]
+
+
+def test_a_quantizer_of_the_users_own_trains(tmp_path: Path):
+    commands = [
+        "pytest -q -n 0 own_quantizers.py --doctest-modules",
+        "lowbit check experiment=digits/ternarybert quantizer=percentile_w4a8",
+        "lowbit train experiment=digits/ternarybert debug=fast quantizer=percentile_w4a8",
+    ]
+    *_, checked, trained = run("own_quantizer", commands, tmp_path)
+    assert "4b own_quantizers.Percentile/row" in checked
+    assert "percentile_w4a8: weights own_quantizers.Percentile of 4 bits" in trained

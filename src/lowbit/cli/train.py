@@ -84,12 +84,12 @@ def _bits(config: Config) -> str:
     specs = {"weights": quantizer.weight, "activations": quantizer.activation}
     if quantizer.name == "none" or not any(stage.quantize for stage in config.method.stages.values()):
         return "full precision"
-    words = [f"{what} {_width(spec)}" for what, spec in specs.items() if spec.kind is not QuantizerKind.none]
+    words = [f"{what} {_width(spec)}" for what, spec in specs.items() if spec.kind != QuantizerKind.none]
     return f"{quantizer.name}: {', '.join(words) or 'by rules of its own'}"
 
 
 def _width(spec: FakeQuantConfig) -> str:
-    return spec.kind.name if spec.bits is None else f"{spec.kind.name} of {spec.bits:g} bits"
+    return spec.kind if spec.bits is None else f"{spec.kind} of {spec.bits:g} bits"
 
 
 def _teacher(cfg: DictConfig, config: Config) -> str:

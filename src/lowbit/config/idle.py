@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lowbit.config.kinds import FACTS
+from lowbit.config.kinds import facts_of
 from lowbit.config.quantization import rule_lists
 from lowbit.settings.data import TEXT
 from lowbit.settings.fields import settings_of
@@ -75,7 +75,7 @@ def _reasons(config: Config, key: str) -> Iterator[str]:
     elif group == "quantizer" and (name := rest.partition(".")[0]) in ("weight", "embedding", "activation", "operand"):
         spec = getattr(quantizer, name)
         used = any(spec in (rule.weight, rule.input, rule.bmm) for _, rule in rule_lists(quantizer))
-        if spec.kind in FACTS and not used:
+        if facts_of(spec.kind) and not used:
             yield (
                 f"no rule of quantizer={quantizer.name} uses it; choose another scheme (`lowbit ls quantizer`), or add "
                 "a rule in a conf/quantizer/*.yaml of your own"

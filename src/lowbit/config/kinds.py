@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lowbit.settings.fields import import_class
 from lowbit.settings.quantizer import EstimatorKind, Granularity, QuantizerKind, ScaleInit
 
 _G, _K, _I = Granularity, QuantizerKind, ScaleInit
 WEIGHT = (_G.tensor, _G.row, _G.head)
 DYNAMIC = (_G.tensor, _G.token, _G.head)  # a row of a batch of activations is a whole example: no published use
 SEQ_BITS = (1.58, 2.0, 3.0, 4.0)
-COMMON = ("kind", "bits", "granularity", "noise", "noise_rate")
+COMMON = ("kind", "bits", "granularity", "noise", "noise_rate", "options")
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,14 @@ FACTS: dict[QuantizerKind, KindFacts] = {
 UNIFORM_ONLY = (EstimatorKind.ewgs, EstimatorKind.stable_qat)
 GRIDLESS = (QuantizerKind.block_noise, QuantizerKind.ipq)
 """Kinds whose weights have no codes: nothing to correct towards, nothing to oscillate."""
+
+
+def facts_of(kind: str) -> KindFacts | None:
+    """Return the facts of a kind; None of `none`. A class of the user's own takes whole widths and has no state."""
+    if "." not in kind:
+        return FACTS.get(QuantizerKind(kind)) if kind in list(QuantizerKind) else None
+    try:
+        uniform = bool(import_class(kind).uniform)
+    except (ValueError, AttributeError):  # which `ClassOr` explains
+        uniform = True
+    return KindFacts((), (1, 16), input=DYNAMIC, uniform=uniform)

@@ -3,6 +3,8 @@
 from lowbit.quantizers.corrections import Cage, Correction, Dampening, check_correctable
 from lowbit.quantizers.estimators import EWGS, STE, ClippedSTE, Estimator, StableQAT, ValueClippedSTE
 from lowbit.quantizers.fake_quantizer import FakeQuantizer, StatefulQuantizer, Target
+from lowbit.quantizers.functional.core import Formula
+from lowbit.quantizers.grid import Grid
 from lowbit.quantizers.layers import QuantConv2d, QuantEmbedding, QuantFusedLinear, QuantLinear
 from lowbit.quantizers.learned import LearnedQuantizer
 from lowbit.quantizers.oscillation import Freezing, OscillationTracker
@@ -20,7 +22,9 @@ __all__ = [
     "Dampening",
     "Estimator",
     "FakeQuantizer",
+    "Formula",
     "Freezing",
+    "Grid",
     "LearnedQuantizer",
     "LossAwareQuantizer",
     "OscillationTracker",

@@ -14,7 +14,6 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lowbit.quantizers.spec import KINDS
 from lowbit.quantizers.state import WeightSite
 
 Rates = Callable[[nn.Parameter], float] | Mapping[nn.Parameter, float]
@@ -178,7 +177,7 @@ def check_correctable(sites: Iterable[WeightSite]) -> None:
     for site in sites:
         spec = site.quantizer.spec
         shifted = getattr(site.quantizer, "shift", None) is not None
-        if KINDS[spec.kind].formula is None or shifted:
+        if not spec.has_grid or shifted:
             raise ValueError(
                 f"{site.name}: corrections and oscillation need a grid of the weight itself, which kind {spec.kind!r} "
                 f"{'with a learned shift ' if shifted else ''}does not have: use another kind for this weight"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 from lowbit.quantizers.estimators import Estimator
@@ -15,9 +16,10 @@ from lowbit.quantizers.functional.learned import ElasticSigned, ElasticUnsigned,
 from lowbit.quantizers.functional.loss_aware import Lat
 from lowbit.quantizers.functional.ranges import Pact, StaticRange
 from lowbit.quantizers.functional.statistical import BitNet, Bwn, StatsQ, Twn
+from lowbit.settings.fields import import_class
 
 NOISE = ("element", "row")
-_COMMON = {"kind", "bits", "granularity", "estimator", "noise", "noise_rate"}
+_COMMON = {"kind", "bits", "granularity", "estimator", "noise", "noise_rate", "options"}
 _FLOAT_BITS = 32
 
 
@@ -26,7 +28,7 @@ class QuantizerSpec:
     """Settings of one fake quantizer. None means the kind's default; a setting that the kind does not take is refused.
 
     Attributes:
-        kind: a key of `KINDS`.
+        kind: a key of `KINDS`, or a `Formula` of the user's own as `module.Class`.
         bits: width; None for the kinds that have one width only.
         granularity: which elements share a scale: `tensor`, `row`, `token` or `head`.
         estimator: gradient of the input in place of the published one.
@@ -48,6 +50,7 @@ class QuantizerSpec:
         refresh_every: static: training steps between two looks at the range (default 1).
         block_size: block_noise and ipq: elements per block (default 8).
         centroids: ipq: size of the codebook (default 256).
+        options: of a class of the user's own, by name.
 
     Raises:
         ValueError: unknown kind, a setting that the kind does not take, or a value that it refuses.
@@ -75,11 +78,11 @@ class QuantizerSpec:
     refresh_every: int | None = None
     block_size: int | None = None
     centroids: int | None = None
+    options: Mapping[str, object] | tuple[tuple[str, object], ...] = ()
 
     def __post_init__(self) -> None:
-        kind = KINDS.get(self.kind)
-        if kind is None:
-            raise ValueError(f"quantizer kind {self.kind!r}: allowed are {', '.join(sorted(KINDS))}")
+        object.__setattr__(self, "options", tuple(dict(self.options).items()))  # hashable
+        kind = self._kind
         given = {f.name for f in fields(self) if getattr(self, f.name) is not None}
         for name in sorted(given - _COMMON - kind.takes.keys()):
             raise ValueError(f"kind {self.kind!r} takes no {name}: remove {name}={getattr(self, name)!r}")
@@ -116,10 +119,14 @@ class QuantizerSpec:
         if self.threshold is not None and self.threshold < 0:
             raise ValueError(f"threshold={self.threshold}: must be at least 0")
 
+    @property
+    def _kind(self) -> Kind:
+        return KINDS[self.kind] if self.kind in KINDS else _own_kind(self.kind)
+
     def get(self, name: str) -> Any:
         """Return a setting, or the kind's default for it."""
         value = getattr(self, name)
-        return KINDS[self.kind].takes[name] if value is None else value
+        return self._kind.takes[name] if value is None else value
 
     def formula(self, dims: tuple[int, ...]) -> Formula:
         """Return the formula over the given dimensions.
@@ -127,17 +134,22 @@ class QuantizerSpec:
         Raises:
             ValueError: the kind has none.
         """
-        build = KINDS[self.kind].formula
+        build = self._kind.formula
         if build is None:
             raise ValueError(f"kind {self.kind!r} has no grid of its own")
         return build(self, dims)
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether the values lie on a grid with integer codes."""
+        return self._kind.formula is not None
 
     @property
     def storage_bits(self) -> float:
         """Bits of one stored value: 2 for ternary, 32 where nothing is quantized, an index per block for a codebook."""
         if self.kind == "ipq":
             return math.ceil(math.log2(self.get("centroids"))) / float(self.get("block_size"))
-        bits = KINDS[self.kind].bits if self.bits is None else self.bits
+        bits = self._kind.bits if self.bits is None else self.bits
         assert bits is not None
         return 2 if 1 < bits < 2 else int(bits)
 
@@ -186,6 +198,19 @@ class Kind:
     estimators: bool = True
     noise: bool = True
     inits: tuple[str, ...] = ()
+
+
+@cache
+def _own_kind(kind: str) -> Kind:
+    """Return the kind of a formula of the user's own.
+
+    Raises:
+        ValueError: there is no such kind or class.
+    """
+    if "." not in kind:
+        raise ValueError(f"quantizer kind {kind!r}: allowed are {', '.join(sorted(KINDS))}")
+    own = import_class(kind)
+    return Kind({}, lambda spec, dims: own(dims, _width(spec), **dict(spec.options)))
 
 
 def _elastic(spec: QuantizerSpec, dims: tuple[int, ...]) -> Formula:

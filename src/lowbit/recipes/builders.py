@@ -142,7 +142,7 @@ def build_oscillation(config: OscillationConfig) -> Oscillation | None:
 def _setting(config: FakeQuantConfig | None, estimator: Estimator | None) -> QuantizerSpec | Literal["off"] | None:
     if config is None:
         return None
-    if config.kind is QuantizerKind.none:
+    if config.kind == QuantizerKind.none:
         return "off"
     settings: dict[str, Any] = {
         name: value.name if isinstance(value, Enum) else value for name, value in vars(config).items()

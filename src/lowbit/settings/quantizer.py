@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
+from typing import Any
 
 from omegaconf import MISSING
 
-from lowbit.settings.fields import Of, number, path_name, setting
+from lowbit.settings.fields import ClassOr, Of, number, path_name, setting
 
 
 class QuantizerKind(StrEnum):
@@ -123,10 +124,12 @@ _OF_STEPS = "a share of the stage's steps"
 class FakeQuantConfig:
     """One fake quantizer. Null is the kind's default; a setting that the kind does not take is refused.
 
-    The settings are those of `lowbit.quantizers.QuantizerSpec`; `config.kinds` says which kind takes which.
+    The settings are those of `lowbit.quantizers.QuantizerSpec`; `config.kinds` says which kind takes which. `kind` may
+    also be a subclass of `lowbit.quantizers.Formula` of your own as `module.Class`, which is given the dimensions that
+    share a scale, `bits` and `options`.
     """
 
-    kind: QuantizerKind = QuantizerKind.none
+    kind: str = setting("none", allowed=ClassOr(tuple(QuantizerKind), "lowbit.quantizers.Formula", "quantize"))
     bits: float | None = number(above=0, at_most=32)
     granularity: Granularity = Granularity.tensor
     threshold: float | None = number(above=0)
@@ -147,6 +150,7 @@ class FakeQuantConfig:
     centroids: int | None = number(above=0)
     noise: NoiseUnit | None = None
     noise_rate: float | None = number(at_least=0, at_most=1, note="a probability")
+    options: dict[str, Any] = setting({}, later=True)
 
 
 @dataclass
