@@ -43,7 +43,7 @@ def test_info_does_not_generate_sentences(monkeypatch: pytest.MonkeyPatch):
         raise AssertionError("generated")
 
     monkeypatch.setattr("lowbit.data.agreement.generate", refuse)
-    monkeypatch.setattr("lowbit.data.digits.load_digits", refuse)
+    monkeypatch.setattr("sklearn.datasets.load_digits", refuse)
     assert data_info(small()).train_size == 40
     assert build_datamodule(small(), seed=0).steps_per_epoch == 2
     assert build_datamodule(config(DataKind.digits), seed=0).steps_per_epoch == 41
