@@ -55,7 +55,7 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, Align, Callable[[Row], str]
         ("method", "left", lambda row: f"{TEACHER} {row.teacher_id}" if several and row.label == TEACHER else row.label)
     ]
     if len(metrics) > 1:
-        columns.append(("metric", "left", lambda row: _heading(row.metric) if row.metric else EMPTY))
+        columns.append(("metric", "left", lambda row: _heading(row.metric)))
     heading = _heading(metrics[0]) if len(metrics) == 1 else "score"
     columns.append((heading, "right", lambda row: row.text))
     if any(row.published for row in rows):
@@ -67,25 +67,20 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, Align, Callable[[Row], str]
     return [
         *columns,
         ("bits (W-E-A)", "right", lambda row: row.bits or EMPTY),
-        ("size (MB)", "right", lambda row: _number(row.simulated_mb, 3)),
-        ("compression", "right", lambda row: EMPTY if row.compression is None else f"{row.compression:.1f}x"),
-        ("steps", "right", lambda row: EMPTY if row.steps is None else str(row.steps)),
-        ("seconds", "right", lambda row: _seconds(row.seconds)),
+        ("size (MB)", "right", lambda row: _format(row.simulated_mb, decimals(row.simulated_mb or 0, 3))),
+        ("compression", "right", lambda row: _format(row.compression, 1, "x")),
+        ("steps", "right", lambda row: _format(row.steps, 0)),
+        ("seconds", "right", lambda row: _format(row.seconds, int((row.seconds or 0) < 100))),
         ("status", "left", lambda row: row.status),
     ]
 
 
-def _heading(metric: str) -> str:
-    return metric.replace("/", " ")
+def _heading(metric: str | None) -> str:
+    return (metric or EMPTY).replace("/", " ")
 
 
-def _number(value: float | None, digits: int) -> str:
-    """Return that many significant digits, never an exponent, never fewer digits than the integer part has."""
-    return EMPTY if value is None else f"{value:.{decimals(value, digits)}f}"
-
-
-def _seconds(seconds: float | None) -> str:
-    return EMPTY if seconds is None else f"{seconds:.{int(seconds < 100)}f}"
+def _format(value: float | None, places: int, unit: str = "") -> str:
+    return EMPTY if value is None else f"{value:.{places}f}{unit}"
 
 
 def _missing(scores: Iterable[Scores]) -> list[str]:
